@@ -38,6 +38,8 @@ def unit(
 # %% ../nbs/core/20_contract.ipynb #c9
 class Term(nn.Module):
     "A distillation loss: `term(student, teacher, y, index)` gives the loss of the batch, without weight and without cross-entropy."
+    needs: tuple[str, ...] = ("logits", "embedding", "maps")  # which of the teacher's outputs it looks at
+
     def prepare(self,
         student: Out,  # outputs of the student for any batch
         teacher: Out,  # outputs of the teacher for the same batch
@@ -68,7 +70,7 @@ class VectorTerm(Term):
     ):
         super().__init__()
         self.on, self.normalize = one_of("on", on, ON), one_of("normalize", normalize, NORMALIZE)
-        self.projector = None
+        self.projector, self.needs = None, (on,)
 
     def prepare(self, student: Out, teacher: Out):
         s, t = (full_precision(getattr(out, self.on)) for out in (student, teacher))

@@ -43,12 +43,16 @@ def bar(label: str, share: float, text: str) -> str:
 
 class Progress:
     "How far a table is: call `begin` for a group of runs, `tick` after each step, `epoch` after each epoch, `close` at the end."
-    def __init__(self, total: float, runs: int):
+    def __init__(self,
+        total: float,       # units of work in all
+        runs: int,
+        live: bool = True,  # whether to show anything
+    ):
         self.total, self.runs, self.finished, self.done, self.start = total, runs, 0, 0.0, time.monotonic()
         self.group, self.group_total, self.group_done, self.curves, self.lines = "", 1.0, 0.0, {}, []
         self.shown = self.drawn = 0.0
-        self.pause, self.handles = 2.0, None
-        if in_notebook(): self.handles = [display(HTML(""), display_id=True), display(HTML(""), display_id=True)]
+        self.pause, self.handles, self.live = 2.0, None, live
+        if live and in_notebook(): self.handles = [display(HTML(""), display_id=True), display(HTML(""), display_id=True)]
 
     def begin(self, group: str, work: float):
         "A group of runs starts, with this much work."
@@ -63,7 +67,7 @@ class Progress:
         "An epoch ended: a line for the log, and for each run a point (epoch, accuracy) of its curve."
         for name, point in points.items(): self.curves.setdefault(name, []).append(point)
         self.lines = [*self.lines[-5:], line]
-        if not watched(): print(line, flush=True)
+        if self.live and not watched(): print(line, flush=True)
         self.show()
 
     def end(self, runs: int):
