@@ -55,34 +55,32 @@ def supcon_naive(
     i, p = (y[:, None] == y).nonzero(as_tuple=True)
     return -(share[i, p].log() / own_class(y)[1][i]).sum() / len(y)
 
-# %% ../../nbs/losses/40_supcon.ipynb #c25
+# %% ../../nbs/losses/40_supcon.ipynb #c27
 def supcon_self(
-    z: Tensor,         # unit vectors of all views of a batch, `[n, d]`
-    y: Tensor,         # their labels, `[n]`
-    tau: float = 0.1,  # temperature
-) -> Tensor:           # a scalar
-    "Supervised contrastive loss of a network on its own vectors (Khosla et al. 2020, Eq. 2)."
+    z: Tensor,          # unit vectors of all views, `[b, d]`
+    y: Tensor,          # their labels, `[b]`
+    tau: float = 0.1,   # temperature
+) -> Tensor:            # a scalar
+    "Supervised contrastive loss of one network, averaged over the anchors that have a positive (Khosla et al. 2020, Eq. 2)."
     z = full_precision(z)
-    scores = z @ z.T / tau
-    own = scores.diagonal()
-    lowest = torch.finfo(scores.dtype).min / 2
-    below = scores.diagonal_scatter(torch.full_like(own, lowest)).logsumexp(1)
+    with torch.autocast(z.device.type, enabled=False): scores = z @ z.T / tau
+    own = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    pool = scores.masked_fill(own, torch.finfo(scores.dtype).min).logsumexp(1)
     first, size = own_class(y)
-    sums = torch.zeros_like(z).index_add(0, first, z)
-    others = (size - 1).clamp(min=1)
-    pull = ((z * sums[first]).sum(1) / tau - own) / others
-    paired = (size > 1).to(z.dtype)
-    return ((below - pull) * paired).sum() / paired.sum().clamp(min=1)
+    others = torch.zeros_like(z).index_add(0, first, z)[first] - z
+    pull = (z * others).sum(1) / (size - 1).clamp(min=1) / tau
+    counted = size > 1
+    return torch.where(counted, pool - pull, 0).sum() / counted.sum().clamp(min=1)
 
-# %% ../../nbs/losses/40_supcon.ipynb #c30
+# %% ../../nbs/losses/40_supcon.ipynb #c33
 @losses.register("supcon")
 class SupCon(VectorTerm):
-    "Supervised contrast of teacher anchors and student vectors (lee2025, Eq. 5)."
+    "Supervised contrast of teacher anchors with the students of the batch (lee2025, Eq. 5)."
     def __init__(self,
         on: str = "logits",          # which vector: "logits" or "embedding"
         normalize: str = "student",  # whose vectors get length 1: "none", "teacher", "student" or "both"
-        tau: float = 0.1,            # temperature
-        naive: bool = False,         # whether to compute Eq. 5 literally, which overflows
+        tau: float = 0.1,            # temperature, above 0
+        naive: bool = False,         # the literal form, which overflows, instead of the stable one
     ):
         super().__init__(on, normalize)
         self.tau, self.naive = positive("tau", tau), one_of("naive", naive, (False, True))
