@@ -179,11 +179,14 @@ def figure_cells(table: pd.DataFrame, runs: pd.DataFrame, title: str):
 
 def figure_curves(results: dict[str, dict], title: str):
     "A figure of test accuracy over epochs: networks alone, students of the CE teacher, students of the SupCon teacher; a line per cell."
+    wordings = {}
+    for record in results.values(): wordings.setdefault(method(record["config"]), set()).add(wording(record["config"]))
     panels = {"alone": [], "from the CE teacher": [], "from the SupCon teacher": []}
     for record in results.values():
         config = record["config"]
         source = config["teacher"] and ("from the CE teacher" if config["teacher"]["objective"] == "ce" else "from the SupCon teacher")
         name = method(config) or f"{config['net']}, {config['objective']}"
+        if len(wordings.get(name, ())) > 1: name += f" ({wording(config)})"
         points = [(i + 1, r["test"]) for i, r in enumerate(record["history"]) if r.get("test") is not None]
         panels[source or "alone"].append((name, points))
     with plt.style.context(STYLE):
@@ -231,14 +234,15 @@ def write_report(
     results = store.results()
     if not results: raise InputError(f"{store.folder} has no results to report.")
     table, runs = summary(results, rows, numbers, dataset), flat(results)
-    text = [f"# {title}\n", READING]
     def place(where): return (f" on {dataset} " not in where, rank.get(where.split(" on ")[0], 99), where)
-    for where in sorted(table.section.unique(), key=place):
-        part, own = table[table.section == where], {k: r for k, r in results.items() if section(r) == where}
+    sections = {where: {k: r for k, r in results.items() if section(r) == where} for where in sorted(table.section.unique(), key=place)}
+    text = [f"# {title}\n", *[f"> **{where}.** {note}\n" for where, own in sections.items() for note in notes(own)], READING]
+    for where, own in sections.items():
+        part = table[table.section == where]
         fig = f"{slug(where)}.png"
         write_whole(store.folder/f"fig_cells_{fig}", png(figure_cells(part, runs[runs.section == where], where)))
         write_whole(store.folder/f"fig_curves_{fig}", png(figure_curves(own, where)))
-        text += [f"\n## {where}\n", notes(own), markdown(readable(part)), f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n",
+        text += [f"\n## {where}\n", *[f"> {note}\n" for note in notes(own)], markdown(readable(part)), f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n",
                  "\nWhat decides these numbers, and where each choice comes from:\n", settings_text(own)]
     write_whole(store.folder/"table.csv", table.round(4).to_csv(index=False).encode())
     write_whole(store.folder/"table.md", ("\n".join(text).rstrip() + "\n").encode())
@@ -251,10 +255,9 @@ READING = ("Test accuracy in percent: mean ± sample standard deviation over see
            "lockstep share their common time in proportion to their networks' work.")
 
 
-def notes(results: dict[str, dict]) -> str:
-    "What a reader must know about a section's data, as a block quote; empty where there is nothing."
-    found = sorted({r.get("note", "") for r in results.values()} - {""})
-    return "".join(f"> **{note}**\n" for note in found)
+def notes(results: dict[str, dict]) -> list[str]:
+    "What a reader must know about a section's data."
+    return sorted({r.get("note", "") for r in results.values()} - {""})
 
 
 def settings_text(results: dict[str, dict]) -> str:

@@ -72,7 +72,7 @@ def supcon_self(
     counted = size > 1
     return torch.where(counted, pool - pull, 0).sum() / counted.sum().clamp(min=1)
 
-# %% ../../nbs/losses/40_supcon.ipynb #c33
+# %% ../../nbs/losses/40_supcon.ipynb #c32
 @losses.register("supcon")
 class SupCon(VectorTerm):
     "Supervised contrast of teacher anchors with the students of the batch (lee2025, Eq. 5)."
