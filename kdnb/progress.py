@@ -74,6 +74,12 @@ class Progress:
         "This many runs are finished."
         self.finished += runs
 
+    def wait(self, seconds: float = 1.0):
+        "Waits a moment for runs that another process trains."
+        self.group = "waiting for another process"
+        self.show()
+        time.sleep(seconds)
+
     def close(self):
         "Leaves a clean output."
         if self.handles: clear_output()

@@ -113,6 +113,11 @@ class Store:
         "Where a run's file of a kind lies: \"runs\", \"weights\" or \"unfinished\"."
         return self.folder/kind/f"{key}{'.json' if kind == 'runs' else '.safetensors'}"
 
+    def stamp(self, key: str) -> int:
+        "When a run's result was written, in nanoseconds; 0 where there is none."
+        path = self.path("runs", key)
+        return path.stat().st_mtime_ns if path.exists() else 0
+
     def results(self) -> dict[str, dict]:
         "All results by key; `InputError` naming the first file that is not a result."
         return {path.stem: read_result(path) for path in sorted((self.folder/"runs").glob("*.json"))}

@@ -117,7 +117,7 @@ def test_cifar10_images_are_really_trained_on(tmp_path):
 
 WRONG = [({"loss": "grm"}, "Did you mean 'gram'"), ({"loss": "gram,"}, "loss"), ({"loss": 3}, "loss=3"), ({"teacher": "supcn"}, "supcon"),
          ({"data": "cifar"}, "cifar10"), ({"preset": "quik"}, "quick"), ({"seeds": 0}, "seeds=0"), ({"seeds": 1.5}, "seeds=1.5"),
-         ({"seeds": "2"}, "seeds='2'"), ({"epochs": -1}, "epochs=-1"), ({"epochs": True}, "epochs=True"), ({"alpha": -1.0}, "alpha=-1.0"),
+         ({"seeds": "2"}, "seeds='2'"), ({"epochs": -1}, "epochs=-1"), ({"epochs": True}, "epochs=True"), ({"batch": 0}, "batch=0"), ({"precision": "fp16"}, "bf16"), ({"deterministic": 1}, "deterministic=1"), ({"alpha": -1.0}, "alpha=-1.0"),
          ({"alpha": "x"}, "alpha='x'"), ({"loss": "supcon", "tau": 0}, "tau=0"), ({"loss": "gram", "tau": 1.0}, "tau was given"),
          ({"on": "logit"}, "logits"), ({"normalize": "all"}, "'both'"), ({"loss": "gram", "normalize": "teacher"}, "gram"),
          ({"device": "tpu"}, "device='tpu'"), ({"device": "cuda:9"}, "cuda:9"), ({"force": "true"}, "force='true'"), ({"reports": 7}, "reports=7")]

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COST', 'CACHE', 'CHECKPOINT', 'closure', 'depth', 'pending', 'flops', 'image_cost', 'work', 'load_net', 'teachers_of',
            'cache_of', 'cache_path', 'keep_caches', 'outcome', 'circumstances', 'keep', 'save_checkpoint', 'start',
-           'together', 'groups', 'members', 'line', 'train_group', 'execute']
+           'together', 'groups', 'members', 'line', 'train_group', 'out_of_memory', 'train', 'claim', 'release',
+           'ready', 'execute', 'take', 'settled', 'lost']
 
 # %% ../../nbs/experiments/30_execute.ipynb #c2
 import platform
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -223,6 +225,51 @@ def train_group(group: list[Learner], images: Images, store: Store, teachers: Te
         checkpoint()
 
 # %% ../../nbs/experiments/30_execute.ipynb #c16
+def out_of_memory(error: Exception) -> bool:
+    "Whether an error says that memory ran out, of the GPU or of the machine."
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def train(runs: list[Run], images: Images, store: Store, teachers: Teachers, force: bool, *rest) -> dict[str, str]:
+    "Trains runs of one seed, in groups as large as memory allows; gives what was asked for by those that do not fit alone."
+    failed = {}
+    for group in groups([start(run, images, store, teachers, force) for run in runs]):
+        here = [learner.run for learner in group]
+        try: train_group(group, images, store, teachers, *rest)
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e): raise
+            group.clear()
+            half = len(here) // 2
+            if not half: failed[here[0].key] = str(e).split(". Of the")[0].splitlines()[0]
+            else: failed |= train(here[:half], images, store, teachers, False, *rest) | train(here[half:], images, store, teachers, False, *rest)
+    return failed
+
+# %% ../../nbs/experiments/30_execute.ipynb #c18
+def claim(run: Run, store: Store) -> FileLock | None:
+    "The lock of a run, or None where another process holds it."
+    path = store.path("unfinished", run.key).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try: return lock.acquire(timeout=0).lock
+    except Timeout: return None
+
+
+def release(locks: dict[str, FileLock], store: Store):
+    "Gives claimed runs free; the lock's file goes with the run that is finished."
+    for key, lock in locks.items():
+        if store.path("runs", key).exists(): Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def ready(todo: list[Run]) -> list[list[Run]]:
+    "The runs whose teachers are trained, by depth and seed: what may be trained now, in this order."
+    waiting = {run.key for run in todo}
+    found = {}
+    for run in todo:
+        if not run.teacher or run.teacher.key not in waiting: found.setdefault((depth(run), run.seed), []).append(run)
+    return [found[place] for place in sorted(found)]
+
+# %% ../../nbs/experiments/30_execute.ipynb #c20
 def execute(
     runs: list[Run],     # what the table needs; teachers are added
     images: Images,      # the data set, on the device that trains
@@ -231,19 +278,45 @@ def execute(
     about: dict = {},    # what else to note in every result
     live: bool = True,   # show progress
 ) -> dict[str, dict]:    # the results of all runs of the plan, by key
-    "Trains what is missing of a plan and gives all its results."
+    "Trains what is missing of a plan, beside other processes if there are any, and gives all its results."
     plan = closure(runs)
-    todo = pending(plan, store.results(), store, force)
+    todo, before, failed = pending(plan, store.results(), store, force), {}, {}
+    if force: before = {run.key: store.stamp(run.key) for run in todo}
     cost = {net: flops(net, images) for run in todo for net in {run.net, (run.teacher or run).net}}
     progress = Progress(sum(work(run, images, cost) for run in todo), len(todo), live)
-    for level in sorted({depth(run) for run in todo}):
-        now = [run for run in todo if depth(run) == level]
-        for seed in sorted({run.seed for run in now}):
-            here = [run for run in now if run.seed == seed]
-            teachers = teachers_of(here, store, images)
-            for group in groups([start(run, images, store, teachers, force) for run in here]):
-                train_group(group, images, store, teachers, cost, progress, about)
-            keep_caches(teachers, store)
+    while todo:
+        locks, mine = take(ready(todo), store)
+        try:
+            mine = [run for run in mine if not settled(run, todo, store, before)]
+            if mine:
+                teachers = teachers_of(mine, store, images)
+                failed |= train(mine, images, store, teachers, force, cost, progress, about)
+                keep_caches(teachers, store)
+        finally: release(locks, store)
+        if not locks: progress.wait()
+        todo = [run for run in todo if not lost(run, failed) and not settled(run, todo, store, before)]
     progress.close()
+    if failed: raise InputError("; ".join(f"{key} does not fit into memory ({why})" for key, why in failed.items()) +
+                                ". A smaller batch needs less; all other runs are finished and kept.")
     results = store.results()
     return {run.key: results[run.key] for run in plan}
+
+
+def take(choices: list[list[Run]], store: Store) -> tuple[dict[str, FileLock], list[Run]]:
+    "Claims what is free of the first group of runs that has anything free; gives the locks and the runs."
+    for group in choices:
+        locks = {run.key: lock for run in group if (lock := claim(run, store))}
+        if locks: return locks, [run for run in group if run.key in locks]
+    return {}, []
+
+
+def settled(run: Run, todo: list[Run], store: Store, before: dict) -> bool:
+    "Whether a run of the plan has been trained, here or by another process, since the plan was made."
+    teaches = any(other.teacher and other.teacher.key == run.key for other in todo)
+    there = store.path("runs", run.key).exists() and (not teaches or store.path("weights", run.key).exists())
+    return there and before.get(run.key) != store.stamp(run.key)
+
+
+def lost(run: Run, failed: dict) -> bool:
+    "Whether a run or one of its teachers did not fit into memory."
+    return run.key in failed or bool(run.teacher and lost(run.teacher, failed))

@@ -71,7 +71,8 @@ class Parameters:
     alpha: float | None         # None: each loss's own
     options: dict               # of the losses, as far as given
     seeds: int
-    epochs: int | None          # None: the preset's
+    changes: dict               # of every phase: "epochs" and "batch", as far as given
+    precision: str              # "fp32" or "bf16"
     device: torch.device
     store: Store
     force: bool
@@ -79,7 +80,14 @@ class Parameters:
     @property
     def protocol(self) -> str:
         "The preset's name, with what was changed of it."
-        return self.preset if self.epochs is None else f"{self.preset}, {self.epochs} epochs"
+        return ", ".join([self.preset, *[f"{name} {value}" for name, value in self.changes.items()]])
+
+    @property
+    def phases(self) -> dict[str, tuple[Phase, ...]]:
+        "The phases of a network trained with cross-entropy or distilled, and of one trained with SupCon."
+        preset = PRESETS[self.preset]
+        found = {"ce": (preset.classify,), "supcon": (preset.contrast, preset.linear)}
+        return {objective: tuple(replace(phase, **self.changes) for phase in phases) for objective, phases in found.items()}
 
 
 def loss_names(value) -> tuple[str, ...]:
@@ -105,12 +113,13 @@ def loss_options(names, given: dict) -> dict:
 
 def parameters(
     loss="all", teacher="both", data="auto", preset="auto", alpha=None, tau=None, T=None, on="default", normalize="default", seeds=None,
-    epochs=None, device="auto", reports=None, force=False,
+    epochs=None, batch=None, precision="auto", device="auto", deterministic=False, reports=None, force=False,
 ) -> Parameters:
     "The checked parameters of the table, as its parameters cell explains them; `InputError` for anything that is wrong."
     check_names(inspect.signature(parameters).parameters)
     names = loss_names(loss)
-    known = {"teacher": (teacher, tuple(OBJECTIVES)), "preset": (preset, ("auto", *PRESETS)), "data set": (data, DATA)}
+    known = {"teacher": (teacher, tuple(OBJECTIVES)), "preset": (preset, ("auto", *PRESETS)), "data set": (data, DATA),
+             "precision": (precision, ("auto", "fp32", "bf16"))}
     for kind, (word, allowed) in known.items():
         if word not in allowed: raise unknown(kind, word, allowed)
     options = loss_options(names, {"tau": tau, "T": T, "on": on, "normalize": normalize})
@@ -118,12 +127,14 @@ def parameters(
     where = torch_device(device)
     if preset == "auto": preset = "paper" if where.type == "cuda" else "quick"
     seeds = PRESETS[preset].seeds if seeds is None else whole("seeds", seeds)
-    if epochs is not None: whole("epochs", epochs)
+    changes = {name: whole(name, value) for name, value in (("epochs", epochs), ("batch", batch)) if value is not None}
+    if precision == "auto": precision = PRESETS[preset].precision if where.type == "cuda" else "fp32"
+    torch.use_deterministic_algorithms(flag("deterministic", deterministic))
     flag("force", force)
     store = Store(folder("reports", reports, os.environ.get("KDNB_REPORTS") or ROOT/"reports")/"cifar10_supcon")
     store.results()
     images = cut(load_images(data), preset).to(where)
-    return Parameters(names, OBJECTIVES[teacher], preset, images, alpha, options, seeds, epochs, where, store, force)
+    return Parameters(names, OBJECTIVES[teacher], preset, images, alpha, options, seeds, changes, precision, where, store, force)
 
 
 def cut(images: Images, preset: str) -> Images:
@@ -138,13 +149,9 @@ def cut(images: Images, preset: str) -> Images:
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c10
 def plan(p: Parameters) -> list[Run]:
     "The runs that the parameters ask for."
-    preset = PRESETS[p.preset]
-    phases = {"ce": (preset.classify,), "supcon": (preset.contrast, preset.linear)}
-    if p.epochs: phases = {k: tuple(replace(phase, epochs=p.epochs) for phase in v) for k, v in phases.items()}
-    precision = preset.precision if p.device.type == "cuda" else "fp32"
-    runs = []
+    preset, phases, runs = PRESETS[p.preset], p.phases, []
     for seed in range(p.seeds):
-        common = {"data": describe(p.images), "seed": seed, "protocol": p.protocol, "precision": precision}
+        common = {"data": describe(p.images), "seed": seed, "protocol": p.protocol, "precision": p.precision}
         for objective in p.teachers:
             teacher = Run(preset.teacher, objective, phases[objective], **common)
             student = Run(preset.student, "ce", phases["ce"], **common)
@@ -168,8 +175,8 @@ def phase_text(phase: Phase) -> str:
 def choices(p: Parameters) -> list[tuple[str, str, str]]:
     "Every choice that decides the numbers: what, its value, and its source."
     preset, small = PRESETS[p.preset], PRESETS[p.preset].cut is not None
-    phases = [phase if p.epochs is None else replace(phase, epochs=p.epochs) for phase in (preset.classify, preset.contrast, preset.linear)]
-    source = preset.source if p.epochs is None else f"{preset.source}; epochs: parameter"
+    phases = [*p.phases["ce"], *p.phases["supcon"]]
+    source = "; ".join([preset.source, *[f"{name}: parameter" for name in p.changes]])
     crop = f"random crop after padding by {p.images.pad}" + (", random mirror image" if p.images.flip else "")
     return [
         ("networks", f"{preset.teacher} teaches {preset.student}", "ours: small" if small else "paper"),
@@ -193,7 +200,7 @@ def choices(p: Parameters) -> list[tuple[str, str, str]]:
         ("kd", "T = 4", "convention"),
         ("last batch", "incomplete batches are left out", "ours: the batch size is part of a relational loss"),
         ("batch normalisation", "the teacher's is frozen", "convention"),
-        ("precision", preset.precision if p.device.type == "cuda" else "fp32", "ours"),
+        ("precision", f"{p.precision}; what the teacher says is rounded to fp16", "ours"),
     ]
 
 
