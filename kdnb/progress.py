@@ -80,9 +80,10 @@ class Progress:
         self.show()
         time.sleep(seconds)
 
-    def close(self):
-        "Leaves a clean output."
+    def close(self, line: str):
+        "Leaves a clean output with one line."
         if self.handles: clear_output()
+        if self.live: print(line, flush=True)
 
     @property
     def left(self) -> str:

@@ -284,18 +284,19 @@ def execute(
     if force: before = {run.key: store.stamp(run.key) for run in todo}
     cost = {net: flops(net, images) for run in todo for net in {run.net, (run.teacher or run).net}}
     progress = Progress(sum(work(run, images, cost) for run in todo), len(todo), live)
-    while todo:
-        locks, mine = take(ready(todo), store)
+    left = todo
+    while left:
+        locks, mine = take(ready(left), store)
         try:
-            mine = [run for run in mine if not settled(run, todo, store, before)]
+            mine = [run for run in mine if not settled(run, left, store, before)]
             if mine:
                 teachers = teachers_of(mine, store, images)
                 failed |= train(mine, images, store, teachers, force, cost, progress, about)
                 keep_caches(teachers, store)
         finally: release(locks, store)
         if not locks: progress.wait()
-        todo = [run for run in todo if not lost(run, failed) and not settled(run, todo, store, before)]
-    progress.close()
+        left = [run for run in left if not lost(run, failed) and not settled(run, left, store, before)]
+    progress.close(f"{len(todo) - len(failed)} runs were trained now; {len(plan) - len(todo)} were found finished in {store.folder/'runs'}.")
     if failed: raise InputError("; ".join(f"{key} does not fit into memory ({why})" for key, why in failed.items()) +
                                 ". A smaller batch needs less; all other runs are finished and kept.")
     results = store.results()
