@@ -68,9 +68,9 @@ def flat(results: dict[str, dict]) -> pd.DataFrame:
         rows.append({"section": section(record), "role": kind, "net": config["net"], "method": method(config) or kind,
                      "objective": source, "cell": digest_of(without_seed(config))[:12], "parts": wording(config), "seed": config["seed"],
                      **scores, "diverged": record["outcome"] if record["outcome"] != "finished" else "", "seconds": record["seconds"],
-                     "device": record["device"], "key": record["key"]})
+                     "device": record["device"], "note": record.get("note", ""), "key": record["key"]})
     columns = ["section", "role", "net", "method", "objective", "cell", "parts", "seed", "last", "best", "selected", "diverged", "seconds",
-               "device", "key"]
+               "device", "note", "key"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -120,7 +120,7 @@ def summary(
                  "n": len(runs)}
         for score in ("last", "best", "selected"): entry[score], entry[f"{score}_sd"] = mean_sd(runs[score])
         entry |= paper_cell(numbers, row, objective)
-        entry["gap"] = entry["last"] - entry["paper"] if f" on {dataset} " in where else np.nan
+        entry["gap"] = entry["last"] - entry["paper"] if f" on {dataset} " in where and not runs.note.any() else np.nan
         entry |= {"seconds": runs.seconds.mean(), "device": ", ".join(sorted(set(runs.device))),
                   "diverged": "; ".join(sorted(set(runs.diverged) - {""})), "cell": cell}
         found.append((where, order.get((kind, name), len(rows)), name, objective, entry))
