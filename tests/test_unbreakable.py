@@ -27,8 +27,12 @@ def numbers(folder):
     return {r["key"]: {k: v for k, v in r.items() if k not in CHANGING} for r in records}
 
 
+def begin(folder, *arguments):
+    return subprocess.Popen([sys.executable, SCRIPT, folder, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 def launch(folder, *arguments):
-    process = subprocess.Popen([sys.executable, SCRIPT, folder, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = begin(folder, *arguments)
     assert process.stdout.readline() == "started\n", process.stdout.read()
     return process
 
@@ -60,10 +64,10 @@ def test_killed_at_twenty_points_it_ends_with_the_same_bits(tmp_path, uninterrup
 
 
 def test_two_processes_split_the_work(tmp_path):
-    both = [launch(tmp_path, 30, 2), launch(tmp_path, 30, 2)]
+    both = [begin(tmp_path, 30, 4), begin(tmp_path, 30, 4)]
     outputs = [process.communicate(timeout=400)[0] for process in both]
     assert all(process.returncode == 0 for process in both), outputs
-    assert len(numbers(tmp_path)) == len(closure(small_plan(2)))
+    assert len(numbers(tmp_path)) == len(closure(small_plan(4)))
     lines = [{line for line in output.splitlines() if " 1/" in line} for output in outputs]
     assert all(lines), "both trained something"
     assert not {l.rsplit(",", 1)[0] for l in lines[0]} & {l.rsplit(",", 1)[0] for l in lines[1]}, "and nothing was trained twice"
