@@ -25,21 +25,23 @@ def halved(x: Tensor) -> Tensor:
 
 
 def as_taught(out: Out) -> Out:
-    "A teacher's output as students see it: logits and embedding with fp16 values, in fp32; maps as they are."
+    """A teacher's output as students see it:
+    logits and embedding with fp16 values, in fp32; maps as they are."""
     return Out(halved(out.logits).float(), halved(out.embedding).float(), out.maps)
 
 # %% ../nbs/core/55_cache.ipynb #c7
 class TeacherCache:
-    "What one frozen teacher says about views of images, by (view, image), within a budget of bytes."
+    "What a frozen teacher says about views of images, by (view, image), within a budget of bytes."
     def __init__(self,
-        about: dict,            # what the answers depend on: the weights' digest, the data set, the views
+        about: dict,            # what the answers depend on: weights' digest, data set, views
         views: int,             # number of views of an image
         images: int,            # number of images
         device="cpu",           # where answers are kept
         budget: float = 4e9,    # bytes that answers may take
         taps: tuple[str, ...] = ("logits", "embedding"),  # outputs that are kept
     ):
-        self.about, self.views, self.images, self.device, self.budget, self.taps = about, views, images, device, budget, taps
+        self.about, self.views, self.images, self.device, self.budget, self.taps = (
+            about, views, images, device, budget, taps)
         self.slots = torch.full((views * images,), -1, dtype=torch.int32, device=device)
         self.rows, self.used, self.hits, self.asked = {}, 0, 0, 0
 
@@ -66,14 +68,16 @@ class TeacherCache:
         width = sum(getattr(out, tap).shape[1] for tap in self.taps)
         if (self.used + len(fresh)) * width * 2 > self.budget: return
         for tap in self.taps: self._store(tap, halved(getattr(out, tap)[fresh]))
-        self.slots[place[fresh]] = torch.arange(self.used, self.used + len(fresh), dtype=torch.int32, device=self.device)
+        self.slots[place[fresh]] = torch.arange(
+            self.used, self.used + len(fresh), dtype=torch.int32, device=self.device)
         self.used += len(fresh)
 
     def _store(self, tap: str, values: Tensor):
         "Writes rows behind the last one, in storage that doubles when it is full."
         end = self.used + len(values)
         if tap not in self.rows or end > len(self.rows[tap]):
-            grown = torch.empty(max(2 * end, 4096), values.shape[1], dtype=torch.float16, device=self.device)
+            grown = torch.empty(
+                max(2 * end, 4096), values.shape[1], dtype=torch.float16, device=self.device)
             if tap in self.rows: grown[:self.used] = self.rows[tap][:self.used]
             self.rows[tap] = grown
         self.rows[tap][self.used:end] = values
@@ -83,7 +87,9 @@ def save_cache(cache: TeacherCache, path: Path):
     "Writes a cache to a file, all at once."
     kept = (cache.slots >= 0).nonzero().squeeze(1)
     rows = cache.slots[kept].long()
-    write_tensors(path, {"place": kept, **{tap: cache.rows[tap][rows] for tap in cache.taps if tap in cache.rows}}, cache.about)
+    write_tensors(path, {
+        "place": kept,
+        **{tap: cache.rows[tap][rows] for tap in cache.taps if tap in cache.rows}}, cache.about)
 
 
 def load_cache(cache: TeacherCache, path: Path) -> bool:
@@ -95,6 +101,7 @@ def load_cache(cache: TeacherCache, path: Path) -> bool:
     if about != cache.about: return False
     place = tensors.pop("place")
     cache.rows = {tap: values.to(cache.device) for tap, values in tensors.items()}
-    cache.slots[place.to(cache.device)] = torch.arange(len(place), dtype=torch.int32, device=cache.device)
+    cache.slots[place.to(cache.device)] = torch.arange(
+        len(place), dtype=torch.int32, device=cache.device)
     cache.used = len(place)
     return True

@@ -37,14 +37,17 @@ def unit(
 
 # %% ../nbs/core/20_contract.ipynb #c9
 class Term(nn.Module):
-    "A distillation loss: `term(student, teacher, y, index)` gives the loss of the batch, without weight and without cross-entropy."
-    needs: tuple[str, ...] = ("logits", "embedding", "maps")  # which of the teacher's outputs it looks at
+    """A distillation loss: `term(student, teacher, y, index)` gives the loss of the batch,
+    without weight and without cross-entropy."""
+    # which of the teacher's outputs it looks at
+    needs: tuple[str, ...] = ("logits", "embedding", "maps")
 
     def prepare(self,
         student: Out,  # outputs of the student for any batch
         teacher: Out,  # outputs of the teacher for the same batch
     ):
-        "Makes what the term trains itself, from the shapes of both outputs; `InputError` where the two cannot be compared."
+        """Makes what the term trains itself, from the shapes of both outputs;
+        `InputError` where the two cannot be compared."""
 
     def forward(self,
         student: Out,    # outputs of the student, which get the gradient
@@ -59,17 +62,18 @@ class Term(nn.Module):
 ON = ("logits", "embedding")
 NORMALIZE = ("none", "teacher", "student", "both")
 
-
+# %% ../nbs/core/20_contract.ipynb #c12
 class VectorTerm(Term):
-    "A term on one vector per sample; a subclass defines `loss(s, t, y)` on the two `[b, d]` matrices."
+    "A term on one vector per sample; subclasses define `loss(s, t, y)` on two `[b, d]` matrices."
     needs_width = True
 
     def __init__(self,
         on: str = "logits",       # which vector: "logits" or "embedding"
-        normalize: str = "none",  # whose vectors get length 1: "none", "teacher", "student" or "both"
+        normalize: str = "none",  # vectors of length 1: "none", "teacher", "student" or "both"
     ):
         super().__init__()
-        self.on, self.normalize = one_of("on", on, ON), one_of("normalize", normalize, NORMALIZE)
+        self.on, self.normalize = (
+            one_of("on", on, ON), one_of("normalize", normalize, NORMALIZE))
         self.projector, self.needs = None, (on,)
 
     def prepare(self, student: Out, teacher: Out):
@@ -77,20 +81,23 @@ class VectorTerm(Term):
         ds, dt = s.shape[-1], t.shape[-1]
         if ds == dt or not self.needs_width or self.projector is not None: return
         if self.on == "logits":
-            raise InputError(f"the student has {ds} classes and the teacher {dt}: their logits can only be compared where both are equal.")
+            raise InputError(f"the student has {ds} classes and the teacher {dt}: "
+                             "their logits can only be compared where both are equal.")
         self.projector = nn.Linear(ds, dt, device=s.device, dtype=s.dtype)
 
     def vectors(self, student: Out, teacher: Out) -> tuple[Tensor, Tensor]:
-        "The student's and the teacher's `[b, d]` vectors, projected and normalised as the options say, the teacher's detached."
+        """The student's and the teacher's `[b, d]` vectors, projected and normalised
+        as the options say, the teacher's detached."""
         self.prepare(student, teacher)
-        s, t = full_precision(getattr(student, self.on)), full_precision(getattr(teacher, self.on)).detach()
+        s, t = (full_precision(getattr(student, self.on)),
+                full_precision(getattr(teacher, self.on)).detach())
         if self.projector is not None: s = self.projector(s)
         if self.normalize in ("student", "both"): s = unit(s)
         if self.normalize in ("teacher", "both"): t = unit(t)
         return s, t
 
     def loss(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        "The loss from the student's and the teacher's vectors, both `[b, d]`, and the labels `[b]`."
+        "The loss from the student's and the teacher's vectors `[b, d]` and the labels `[b]`."
         raise TypeError(f"{type(self).__name__} does not define loss")
 
     def forward(self, student: Out, teacher: Out, y: Tensor, index: Tensor) -> Tensor:

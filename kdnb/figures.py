@@ -13,8 +13,11 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A6D00", "#56B4E9", "#4
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1))]
 STYLE = {
-    "figure.dpi": 72, "savefig.dpi": 144, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
-    "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10, "legend.fontsize": 8, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
+    "figure.dpi": 72, "savefig.dpi": 144,
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+    "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 10,
+    "legend.fontsize": 8, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True,
     "axes.prop_cycle": cycler(color=COLOURS) + cycler(linestyle=LINES), "lines.linewidth": 1.5,
 }

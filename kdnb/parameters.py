@@ -48,20 +48,23 @@ def flag(name: str, value) -> bool:
 
 
 def words(name: str, value) -> list[str]:
-    "The comma-separated words of a text, each once; `InputError` where it is no text or has no word."
+    "The comma-separated words of a text, each once; `InputError` if it is no text or lacks a word."
     found = [word.strip() for word in value.split(",")] if isinstance(value, str) else []
     if found and all(found): return list(dict.fromkeys(found))
     raise InputError(f"{name}={value!r} is not a word or several words joined by commas.")
 
-
+# %% ../nbs/core/80_parameters.ipynb #c8
 def torch_device(value) -> torch.device:
-    "The device of a name: \"auto\", \"cpu\", \"cuda\" or \"cuda:1\"; `InputError` where there is no such device."
+    """The device of a name: "auto", "cpu", "cuda" or "cuda:1";
+    `InputError` where there is no such device."""
     if value == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try: device = torch.device(value)
     except (RuntimeError, TypeError, ValueError): device = None
-    if device is None or device.type not in ("cpu", "cuda"): raise InputError(f"device={value!r} is not one of auto, cpu, cuda, cuda:0 ….")
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device={value!r} is not one of auto, cpu, cuda, cuda:0 ….")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device={value!r} is not here: this machine has {torch.cuda.device_count()} GPUs that torch can use.")
+        raise InputError(f"device={value!r} is not here: "
+                         f"this machine has {torch.cuda.device_count()} GPUs that torch can use.")
     return device
 
 

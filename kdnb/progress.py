@@ -22,7 +22,8 @@ def duration(seconds: float) -> str:
     "Seconds for people: \"8 s\", \"3 min 20 s\", \"2 h 05 min\"."
     s = round(seconds)
     if s < 60: return f"{s} s"
-    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+    return (f"{s // 60} min {s % 60:02d} s" if s < 3600
+            else f"{s // 3600} h {s % 3600 // 60:02d} min")
 
 # %% ../nbs/core/70_progress.ipynb #c7
 def in_notebook() -> bool:
@@ -31,28 +32,34 @@ def in_notebook() -> bool:
 
 
 def watched() -> bool:
-    "Whether somebody looks at the notebook while it runs: the server names the notebook it started the kernel for."
+    """Whether somebody looks at the notebook while it runs:
+    the server names the notebook it started the kernel for."""
     return in_notebook() and "JPY_SESSION_NAME" in os.environ
 
 
 def bar(label: str, share: float, text: str) -> str:
     "A progress bar as HTML."
-    return (f"<tr><td style='text-align:left'>{label}</td><td><progress value='{share:.4f}' max='1' style='width:22em'></progress></td>"
+    return (f"<tr><td style='text-align:left'>{label}</td>"
+            f"<td><progress value='{share:.4f}' max='1' style='width:22em'></progress></td>"
             f"<td style='text-align:left'>{text}</td></tr>")
 
-
+# %% ../nbs/core/70_progress.ipynb #c8
 class Progress:
-    "How far a table is: call `begin` for a group of runs, `tick` after each step, `epoch` after each epoch, `close` at the end."
+    """How far a table is: call `begin` for a group of runs, `tick` after each step,
+    `epoch` after each epoch, `close` at the end."""
     def __init__(self,
         total: float,       # units of work in all
         runs: int,
         live: bool = True,  # whether to show anything
     ):
-        self.total, self.runs, self.finished, self.done, self.start = total, runs, 0, 0.0, time.monotonic()
-        self.group, self.group_total, self.group_done, self.curves, self.lines = "", 1.0, 0.0, {}, []
+        self.total, self.runs, self.finished, self.done, self.start = (
+            total, runs, 0, 0.0, time.monotonic())
+        self.group, self.group_total, self.group_done, self.curves, self.lines = (
+            "", 1.0, 0.0, {}, [])
         self.shown = self.drawn = 0.0
         self.pause, self.handles, self.live = 2.0, None, live
-        if live and in_notebook(): self.handles = [display(HTML(""), display_id=True), display(HTML(""), display_id=True)]
+        if live and in_notebook():
+            self.handles = [display(HTML(""), display_id=True), display(HTML(""), display_id=True)]
 
     def begin(self, group: str, work: float):
         "A group of runs starts, with this much work."
@@ -64,7 +71,7 @@ class Progress:
         if time.monotonic() - self.shown > 0.5: self.show()
 
     def epoch(self, line: str, points: dict[str, tuple[float, float]]):
-        "An epoch ended: a line for the log, and for each run a point (epoch, accuracy) of its curve."
+        "An epoch ended: a line for the log, and each run's point (epoch, accuracy) of its curve."
         for name, point in points.items(): self.curves.setdefault(name, []).append(point)
         self.lines = [*self.lines[-5:], line]
         if self.live and not watched(): print(line, flush=True)
@@ -89,15 +96,19 @@ class Progress:
     def left(self) -> str:
         "The time left, as far as can be told."
         spent = time.monotonic() - self.start
-        return duration(spent * (self.total / self.done - 1)) + " left" if self.done > 0 else "starting"
+        return (duration(spent * (self.total / self.done - 1)) + " left"
+                if self.done > 0 else "starting")
 
     def show(self):
         self.shown = time.monotonic()
         if not self.handles: return
-        share, group = min(1, self.done / max(self.total, 1e-9)), min(1, self.group_done / self.group_total)
+        share, group = (min(1, self.done / max(self.total, 1e-9)),
+                        min(1, self.group_done / self.group_total))
         lines = "<br>".join(self.lines) if watched() else ""
-        rows = bar("table", share, f"{self.finished} of {self.runs} runs, {self.left}") + bar(self.group, group, f"{group:.0%}")
-        self.handles[0].update(HTML(f"<table>{rows}</table><pre style='line-height:1.2'>{lines}</pre>"))
+        rows = (bar("table", share, f"{self.finished} of {self.runs} runs, {self.left}")
+                + bar(self.group, group, f"{group:.0%}"))
+        self.handles[0].update(HTML(
+            f"<table>{rows}</table><pre style='line-height:1.2'>{lines}</pre>"))
         if self.curves and self.shown - self.drawn > self.pause: self.draw()
 
     def draw(self):
@@ -107,7 +118,7 @@ class Progress:
         self.drawn = time.monotonic()
         self.pause = max(2.0, 20 * (self.drawn - before))
 
-# %% ../nbs/core/70_progress.ipynb #c8
+# %% ../nbs/core/70_progress.ipynb #c9
 def curves_png(curves: dict[str, list[tuple[float, float]]]) -> bytes:
     "A PNG of accuracy (percent) over epochs, one line a run."
     with context(STYLE):
@@ -115,7 +126,8 @@ def curves_png(curves: dict[str, list[tuple[float, float]]]) -> bytes:
         ax = figure.subplots()
         for name, points in curves.items(): ax.plot(*zip(*points), marker=".", label=name)
         ax.set(xlabel="epoch", ylabel="validation accuracy (%)")
-        ax.legend(fontsize=7, ncol=2 if len(curves) > 6 else 1, loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(fontsize=7, ncol=2 if len(curves) > 6 else 1,
+                  loc="center left", bbox_to_anchor=(1, 0.5))
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=90)
     return buffer.getvalue()

@@ -30,7 +30,7 @@ def unknown(
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return InputError(f"unknown {kind} {word!r}.{hint} Known: {', '.join(known)}.")
 
-
+# %% ../nbs/core/10_registry.ipynb #c5
 def one_of(
     name: str,  # the option's name
     value,      # the value that was given
@@ -47,7 +47,7 @@ def positive(name: str, value) -> float:
     if number and 0 < value < float("inf"): return float(value)
     raise InputError(f"{name}={value!r} is not a number above 0.")
 
-# %% ../nbs/core/10_registry.ipynb #c7
+# %% ../nbs/core/10_registry.ipynb #c8
 class Registry:
     "Factories by name, collected from the modules of one package."
     def __init__(self,
@@ -57,12 +57,13 @@ class Registry:
         self.kind, self.package, self._factories, self._searched = kind, package, {}, False
 
     def register(self, name: str):
-        "Decorator that files a class or function under a name; a name taken by another module is an `InputError`."
+        "Decorator that files a factory under a name; `InputError` if another module took the name."
         def add(factory):
             old = self._factories.get(name)
             modules = {factory.__module__, old.__module__} if old else {factory.__module__}
             if len(modules) > 1 and "__main__" not in modules:
-                raise InputError(f"two modules register the {self.kind} {name!r}: {' and '.join(sorted(modules))}.")
+                raise InputError(f"two modules register the {self.kind} {name!r}: "
+                                 f"{' and '.join(sorted(modules))}.")
             if old is None or factory.__module__ == "__main__" or old.__module__ != "__main__":
                 self._factories[name] = factory
             return factory
@@ -82,21 +83,25 @@ class Registry:
     def options(self, name: str) -> dict:
         "The options of a name and their defaults."
         parameters = inspect.signature(self.get(name)).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        return {p.name: p.default for p in parameters
+                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
     def build(self, name: str, **options):
-        "What the name stands for, made with these options; a wrong option is an `InputError` before anything is made."
+        """What the name stands for, made with these options;
+        a wrong option is an `InputError` before anything is made."""
         known = self.options(name)
         for option in options:
-            if option not in known: raise unknown(f"option of the {self.kind} {name!r}:", option, known)
+            if option not in known:
+                raise unknown(f"option of the {self.kind} {name!r}:", option, known)
         return self.get(name)(**options)
 
     def _search(self):
         if self._searched: return
         self._searched = True
         package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__): importlib.import_module(f"{self.package}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
 
-
+# %% ../nbs/core/10_registry.ipynb #c9
 losses = Registry("loss", "kdnb.losses")
 models = Registry("model", "kdnb.models")

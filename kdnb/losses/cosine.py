@@ -16,13 +16,13 @@ def cosine_loss(
     s: Tensor,  # student's vectors, `[b, d]`
     t: Tensor,  # teacher's vectors, `[b, d]`
 ) -> Tensor:    # a scalar, between -1 and 1
-    "Minus the cosine of each pair of vectors, averaged over the batch (lee2025, Eq. 3 with the sign of its text)."
+    "Minus the cosine of each pair of vectors, batch mean (lee2025, Eq. 3, its text's sign)."
     return -(unit(s) * unit(t)).sum(-1).mean()
 
 # %% ../../nbs/losses/22_cosine.ipynb #c26
 @losses.register("cosine")
 class Cosine(VectorTerm):
-    "Minus the cosine between the student's and the teacher's vectors (lee2025, Eq. 3); `normalize` changes nothing."
+    "Minus the cosine of student's and teacher's vectors (lee2025, Eq. 3), whatever `normalize`."
     def __init__(self,
         on: str = "logits",       # which vector: "logits" or "embedding"
         normalize: str = "both",  # accepted as in every vector term; a cosine normalises both sides

@@ -24,14 +24,15 @@ def by_rows(s: Tensor, t: Tensor) -> Tensor:
 def by_columns(s: Tensor, t: Tensor) -> Tensor:
     "The same number from three matrices of the size `[d, d]`, multiplied in double precision."
     dtype, s, t = s.dtype, s.double(), t.double()
-    return ((t.T @ t).square().sum() + (s.T @ s).square().sum() - 2 * (t.T @ s).square().sum()).to(dtype)
+    return ((t.T @ t).square().sum() + (s.T @ s).square().sum()
+            - 2 * (t.T @ s).square().sum()).to(dtype)
 
 
 def gram_loss(
     s: Tensor,  # student's vectors, `[b, ds]`
     t: Tensor,  # teacher's vectors, `[b, dt]`; the widths may differ
 ) -> Tensor:    # a scalar
-    "Squared difference of the batch's Gram matrices, averaged over their `b * b` entries (lee2025, Eq. 4 divided by `b * b`)."
+    "Mean squared difference of the batch's Gram matrices (lee2025, Eq. 4 divided by `b * b`)."
     narrow = len(s) > 3 * max(s.shape[1], t.shape[1])
     return (by_columns if narrow else by_rows)(s, t) / len(s)**2
 
@@ -40,7 +41,7 @@ def channel_gram_loss(
     s: Tensor,  # student's vectors, `[b, d]`
     t: Tensor,  # teacher's vectors, `[b, d]`
 ) -> Tensor:    # a scalar
-    "Squared difference of the second-moment matrices of the features, averaged over their `d * d` entries."
+    "Mean squared difference of the features' second-moment matrices, over their `d * d` entries."
     return gram_loss(s.T, t.T) / len(s)**2
 
 # %% ../../nbs/losses/30_gram.ipynb #c32
@@ -50,11 +51,12 @@ class Gram(VectorTerm):
     def __init__(self,
         on: str = "logits",       # which vector: "logits" or "embedding"
         normalize: str = "none",  # whose vectors get length 1: "none" or "both"
-        form: str = "batch",      # inner products of images, "batch", or of channels over the batch, "channel"
+        form: str = "batch",      # inner products of images ("batch") or channels ("channel")
     ):
         super().__init__(on, normalize)
         if self.normalize in ("teacher", "student"):
-            raise InputError(f"gram takes normalize='none' or 'both', not {normalize!r}: with one side normalised the diagonals "
+            raise InputError(f"gram takes normalize='none' or 'both', not {normalize!r}: "
+                             "with one side normalised the diagonals "
                              "of the two matrices, the squared lengths, cannot be made equal.")
         self.form = one_of("form", form, ("batch", "channel"))
         self.needs_width = self.form == "channel"

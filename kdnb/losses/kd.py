@@ -18,14 +18,14 @@ def kd_loss(
     t: Tensor,       # teacher's logits, `[b, c]`
     T: float = 4.0,  # temperature of both softmaxes
 ) -> Tensor:         # a scalar
-    "T² times the divergence of the student's soft labels from the teacher's, averaged over the batch (Hinton et al. 2015)."
+    "T² times the mean divergence of student's from teacher's soft labels (Hinton et al. 2015)."
     log_p, log_q = F.log_softmax(t / T, -1), F.log_softmax(s / T, -1)
     return T**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 # %% ../../nbs/losses/10_kd.ipynb #c27
 @losses.register("kd")
 class KD(VectorTerm):
-    "Divergence of the student's soft labels from the teacher's at one temperature (Hinton et al. 2015)."
+    "Divergence of student's from teacher's soft labels at one temperature (Hinton et al. 2015)."
     def __init__(self,
         T: float = 4.0,  # temperature of both softmaxes
     ):

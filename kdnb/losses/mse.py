@@ -22,5 +22,5 @@ def mse_loss(
 # %% ../../nbs/losses/20_mse.ipynb #c23
 @losses.register("mse")
 class MSE(VectorTerm):
-    "Squared distance between the student's and the teacher's vectors (lee2025, Eq. 1); options of `VectorTerm`."
+    "Squared distance of student's and teacher's vectors (lee2025, Eq. 1); `VectorTerm` options."
     def loss(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor: return mse_loss(s, t)

@@ -16,16 +16,16 @@ def norm_loss(
     s: Tensor,  # student's vectors, `[b, d]`
     t: Tensor,  # teacher's vectors, `[b, d]`
 ) -> Tensor:    # a scalar, between 0 and 4
-    "Squared Euclidean distance of each pair of directions, averaged over the batch (lee2025, Eq. 2)."
+    "Squared Euclidean distance of each pair of directions, mean of the batch (lee2025, Eq. 2)."
     return (unit(t) - unit(s)).square().sum(-1).mean()
 
 # %% ../../nbs/losses/21_norm.ipynb #c26
 @losses.register("norm")
 class Norm(VectorTerm):
-    "Squared distance between the student's and the teacher's directions (lee2025, Eq. 2); `normalize` changes nothing."
+    "Squared distance of student's and teacher's directions (lee2025, Eq. 2), whatever `normalize`."
     def __init__(self,
         on: str = "logits",       # which vector: "logits" or "embedding"
-        normalize: str = "both",  # accepted as in every vector term; the definition normalises both sides
+        normalize: str = "both",  # accepted as in every vector term; both sides are normalised
     ):
         super().__init__(on, normalize)
         self.normalize = "both"

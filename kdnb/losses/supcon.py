@@ -16,7 +16,7 @@ from ..registry import losses, one_of, positive
 def own_class(
     y: Tensor,                 # labels, `[b]`
 ) -> tuple[Tensor, Tensor]:    # both `[b]`
-    "For each sample, a number below `b` that is its class's own, and how many samples of the batch have that class."
+    "For each sample, a number below `b` for its class alone, and its class's size in the batch."
     ordered = y.sort().values
     first = torch.searchsorted(ordered, y)
     return first, torch.searchsorted(ordered, y, right=True) - first
@@ -28,7 +28,7 @@ def supcon_loss(
     y: Tensor,          # labels of both, `[b]`
     tau: float = 0.1,   # temperature
 ) -> Tensor:            # a scalar
-    "Cross-entropy of each teacher vector's softmax over the students against its class, averaged over the batch (lee2025, Eq. 5)."
+    "Mean cross-entropy of each teacher's softmax over students against its class (lee2025, Eq. 5)."
     scores = t @ s.T / tau
     first, size = own_class(y)
     sums = torch.zeros_like(s).index_add(0, first, s)
@@ -39,7 +39,7 @@ def supcon_loss(
 def supcon_floor(
     y: Tensor,    # labels, `[b]`
 ) -> Tensor:      # a scalar
-    "Lower bound of `supcon_loss` for these labels: the mean over the batch of the logarithm of the anchor's class size."
+    "Lower bound of `supcon_loss` for these labels: batch mean of the log of the class sizes."
     return own_class(y)[1].log().mean()
 
 # %% ../../nbs/losses/40_supcon.ipynb #c21
@@ -49,7 +49,7 @@ def supcon_naive(
     y: Tensor,          # labels, `[b]`
     tau: float = 0.1,   # temperature
 ) -> Tensor:            # a scalar
-    "`supcon_loss` with exponential, sum, quotient and logarithm as Eq. 5 writes them: not finite where the exponential overflows."
+    "`supcon_loss` computed as Eq. 5 writes it: not finite where the exponential overflows."
     share = torch.exp(t @ s.T / tau)
     share = share / share.sum(1, keepdim=True)
     i, p = (y[:, None] == y).nonzero(as_tuple=True)
@@ -61,7 +61,7 @@ def supcon_self(
     y: Tensor,          # their labels, `[b]`
     tau: float = 0.1,   # temperature
 ) -> Tensor:            # a scalar
-    "Supervised contrastive loss of one network, averaged over the anchors that have a positive (Khosla et al. 2020, Eq. 2)."
+    "Supervised contrast of one network, mean over anchors with a positive (Khosla 2020, Eq. 2)."
     z = full_precision(z)
     with torch.autocast(z.device.type, enabled=False): scores = z @ z.T / tau
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
@@ -78,7 +78,7 @@ class SupCon(VectorTerm):
     "Supervised contrast of teacher anchors with the students of the batch (lee2025, Eq. 5)."
     def __init__(self,
         on: str = "logits",          # which vector: "logits" or "embedding"
-        normalize: str = "student",  # whose vectors get length 1: "none", "teacher", "student" or "both"
+        normalize: str = "student",  # vectors of length 1: "none", "teacher", "student" or "both"
         tau: float = 0.1,            # temperature, above 0
         naive: bool = False,         # the literal form, which overflows, instead of the stable one
     ):
