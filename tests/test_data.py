@@ -32,7 +32,7 @@ def test_both_layouts_are_one_data_set(root, monkeypatch):
     assert sorted(shards.train_y.tolist()) == sorted(TRAIN[1].tolist())
 
 
-def test_webp_shards_keep_their_pixels(root):
+def test_shards_keep_their_pixels(root):
     data.write_shard(root/"cifar10/train-00000-of-00001.parquet", *TRAIN, encoding="png")
     x, y = data.read_shard(root/"cifar10/train-00000-of-00001.parquet")
     assert (x == TRAIN[0]).all() and (y == TRAIN[1]).all()

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from kdnb.data import write_shard
-from kdnb.experiments.supcon_kd import Parameters, parameters
+from kdnb.experiments.supcon_kd import parameters
 from kdnb.registry import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,4 +141,3 @@ def test_help_shows_every_parameter_with_a_sentence():
     for name in inspect.signature(parameters).parameters:
         line = next(line for line in done.stdout.splitlines() if line.strip().startswith(f"{name}:"))
         assert len(done.stdout.split(f"{name}:")[1].split("\n")[1].strip()) > 20 or len(line) > 60
-    assert Parameters.__doc__
