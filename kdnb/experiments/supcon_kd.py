@@ -17,8 +17,8 @@ import torch
 
 from ..data import DATA, Images, load_images
 from .run import Phase, Run, describe, part
-from ..parameters import check_names, flag, folder, torch_device, whole, words
-from ..registry import InputError, losses, positive, unknown
+from ..parameters import check_names, flag, folder, torch_device, words
+from ..registry import InputError, losses, positive, unknown, whole
 from ..report import ROOT, Row
 from ..store import Store
 
