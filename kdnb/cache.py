@@ -61,7 +61,11 @@ class TeacherCache:
         self.about, self.views, self.images, self.device, self.budget, self.taps = (
             about, views, images, device, budget, taps)
         self.slots = torch.full((views * images,), -1, dtype=torch.int32, device=device)
-        self.rows, self.used, self.hits, self.asked = {}, 0, 0, 0
+        self.rows, self.used, self.hits, self.asked, self.width = {}, 0, 0, 0, 0
+
+    def fits(self, answers: int) -> bool:
+        "Whether so many answers, of the width that was last kept, are within the budget."
+        return answers * self.width * 2 <= self.budget
 
     def place(self, view: Tensor, index: Tensor) -> Tensor:
         "The number of each (view, image), `[b]`."
@@ -87,8 +91,8 @@ class TeacherCache:
         place = self.place(view, index)
         fresh = (self.slots[place] < 0).nonzero().squeeze(1)
         answers = named(out, self.taps)
-        width = sum(x[0].numel() for x in answers.values())
-        if (self.used + len(fresh)) * width * 2 > self.budget: return
+        self.width = sum(x[0].numel() for x in answers.values())
+        if not self.fits(self.used + len(fresh)): return
         for name, x in answers.items(): self._store(name, halved(x[fresh]))
         self.slots[place[fresh]] = torch.arange(
             self.used, self.used + len(fresh), dtype=torch.int32, device=self.device)

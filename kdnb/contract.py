@@ -79,6 +79,9 @@ class Term(nn.Module):
     initial_epochs: int = 0
     # epochs done, as the trainer sets it
     epoch: int = 0
+    # whom the student learns from: a "teacher" trained before it, an "assistant" of a size between
+    # the two that was distilled from the teacher, or a "peer" that is trained along with it
+    source: str = "teacher"
 
     def prepare(self,
         student: Out,  # outputs of the student for any batch

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['COST', 'CACHE', 'CHECKPOINT', 'closure', 'depth', 'pending', 'flops', 'image_cost', 'work', 'load_net', 'teachers_of',
-           'cache_of', 'cache_path', 'keep_caches', 'outcome', 'circumstances', 'keep', 'save_checkpoint', 'start',
-           'together', 'groups', 'members', 'line', 'train_group', 'out_of_memory', 'train', 'claim', 'release',
-           'ready', 'execute', 'too_large', 'take', 'settled', 'lost']
+           'epochs_asked', 'cache_of', 'cache_path', 'enumerate_views', 'keep_caches', 'outcome', 'circumstances',
+           'keep', 'save_checkpoint', 'start', 'together', 'groups', 'members', 'line', 'Speed', 'train_group',
+           'out_of_memory', 'train', 'claim', 'release', 'ready', 'execute', 'too_large', 'take', 'settled', 'lost']
 
 # %% ../../nbs/experiments/30_execute.ipynb #c2
 import platform
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,9 +24,10 @@ import kdnb
 from ..augment import Views
 from ..cache import TeacherCache, load_cache, save_cache
 from ..data import Images
-from .run import Run, describe
-from .train import Learner, Teachers, frozen, restore, state, train_epoch, views_for
-from ..progress import Progress, duration
+from .run import Phase, Run, describe
+from .train import (
+    Learner, Teachers, frozen, inputs, restore, state, train_epoch, views_for)
+from ..progress import Board, Progress, duration
 from ..registry import InputError, losses, models
 from ..store import Store, read_tensors, write_tensors
 
@@ -56,7 +57,7 @@ def pending(runs: list[Run], results: dict, store: Store, force: bool = False) -
     return [run for run in runs if run.key in todo]
 
 # %% ../../nbs/experiments/30_execute.ipynb #c6
-COST = {"classify": 3, "contrast": 6, "linear": 1}
+COST = {"classify": 3, "initial": 3, "contrast": 6, "linear": 1}
 
 
 def flops(net: str, images: Images) -> int:
@@ -69,7 +70,9 @@ def flops(net: str, images: Images) -> int:
 
 def image_cost(run: Run, kind: str, cost: dict[str, int]) -> float:
     "Units of work of one training image of a run, its teacher's forward pass included."
-    return COST[kind] * cost[run.net] + (cost[run.teacher.net] if run.teacher else 0)
+    nets = [run.net] + [run.peer] * bool(run.peer)
+    return (COST[kind] * sum(cost[net] for net in nets)
+            + (cost[run.teacher.net] if run.teacher else 0))
 
 
 def work(run: Run, images: Images, cost: dict[str, int]) -> float:
@@ -95,11 +98,20 @@ def teachers_of(runs, store: Store, images: Images) -> Teachers:
     teachers = Teachers({run.teacher.key: load_net(run.teacher, store, images) for run in runs})
     for key in teachers.nets:
         pupils = [run for run in runs if run.teacher.key == key]
-        taps = sorted({tap for run in pupils for p in run.parts
-                       for tap in losses.build(p.loss, **dict(p.options)).needs})
+        taps = tuple(sorted({tap for run in pupils for p in run.parts
+                             for tap in losses.build(p.loss, **dict(p.options)).needs}))
+        teachers.taps[key] = taps
         if set(taps) <= {"logits", "embedding"}:
-            teachers.caches[key] = cache_of(pupils[0], tuple(taps), store, images)
+            teachers.caches[key] = cache_of(pupils[0], taps, store, images)
+            if epochs_asked(pupils) > teachers.caches[key].views:
+                enumerate_views(teachers, key, pupils[0], images)
     return teachers
+
+
+def epochs_asked(pupils: list[Run]) -> int:
+    "Epochs of different views that students ask of their teacher: losses of one seed ask the same."
+    return sum(phase.epochs for seed, phases in {(run.seed, run.phases) for run in pupils}
+               for phase in phases if phase.kind in ("classify", "initial"))
 
 # %% ../../nbs/experiments/30_execute.ipynb #c10
 def cache_of(run: Run, taps: tuple[str, ...], store: Store, images: Images) -> TeacherCache:
@@ -118,7 +130,21 @@ def cache_path(key: str, taps, store: Store) -> Path:
     "Where a teacher's answers are kept."
     return store.folder/"cache"/f"{key}-{'-'.join(taps)}.safetensors"
 
-# %% ../../nbs/experiments/30_execute.ipynb #c11
+# %% ../../nbs/experiments/30_execute.ipynb #c12
+def enumerate_views(teachers: Teachers, key: str, run: Run, images: Images):
+    "Asks a teacher for all views of all training images, in batches of the run's size."
+    cache, views, n = teachers.caches[key], Views(images.train_x, images), len(images.train_x)
+    size = min(run.phases[-1].batch, n)
+    every = torch.arange(-(-n // size) * size, device=images.train_x.device) % n
+    for number in range(views.count):
+        for index in every.split(size):
+            view = torch.full_like(index, number)
+            if teachers.known([key], view, index): continue
+            x = inputs(views, run.phases[-1], 0, 0, index, view)
+            teachers.outputs([key], set(), x, view, index, run.precision)
+            if not cache.fits(views.count * n): return
+
+# %% ../../nbs/experiments/30_execute.ipynb #c13
 def keep_caches(teachers: Teachers, store: Store):
     "Writes what was added to the teachers' caches; one that cannot be written only costs time."
     for key, cache in teachers.caches.items():
@@ -126,7 +152,7 @@ def keep_caches(teachers: Teachers, store: Store):
         try: save_cache(cache, cache_path(key, cache.taps, store))
         except InputError as e: print(f"teacher cache not kept: {e}")
 
-# %% ../../nbs/experiments/30_execute.ipynb #c13
+# %% ../../nbs/experiments/30_execute.ipynb #c15
 def outcome(learner: Learner) -> dict:
     "Last, best and validation-selected test accuracy in percent, with epochs, and how it ended."
     rated = [r for r in learner.history if r.get("test") is not None]
@@ -138,7 +164,7 @@ def outcome(learner: Learner) -> dict:
     return {"outcome": "finished"} | {name: {"test": r["test"], "epoch": r["epoch"]}
                                       for name, r in pick.items()}
 
-# %% ../../nbs/experiments/30_execute.ipynb #c14
+# %% ../../nbs/experiments/30_execute.ipynb #c16
 def circumstances(device) -> dict:
     "Device, versions and commit, for a result."
     cuda = torch.device(device).type == "cuda"
@@ -153,18 +179,17 @@ def circumstances(device) -> dict:
     return {"device": name, "versions": versions, "commit": commit,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())}
 
-# %% ../../nbs/experiments/30_execute.ipynb #c15
+# %% ../../nbs/experiments/30_execute.ipynb #c17
 def keep(learner: Learner, store: Store, about: dict):
-    "Writes what a finished run leaves: its weights where it may become a teacher, and its result."
-    run, mark = learner.run, None
-    if run.teacher is None:
-        mark = write_tensors(store.path("weights", run.key), learner.net.state_dict(), run.config)
+    "Writes what a finished run leaves: its weights, for those who learn from it, and its result."
+    run = learner.run
+    mark = write_tensors(store.path("weights", run.key), learner.net.state_dict(), run.config)
     store.finish(run.key, {
         "config": run.config, **outcome(learner), "history": learner.history,
         "seconds": round(learner.seconds, 2), "weights": mark,
         **circumstances(learner.device), **about})
 
-# %% ../../nbs/experiments/30_execute.ipynb #c17
+# %% ../../nbs/experiments/30_execute.ipynb #c19
 CHECKPOINT = 30.0  # seconds
 
 
@@ -188,7 +213,7 @@ def start(run: Run, images: Images, store: Store, teachers: Teachers, fresh: boo
     restore(learner, tensors, about["state"])
     return learner
 
-# %% ../../nbs/experiments/30_execute.ipynb #c19
+# %% ../../nbs/experiments/30_execute.ipynb #c21
 def together(learner: Learner) -> tuple:
     "What learners must have in common to share a batch."
     return (learner.run.seed, learner.run.phases, learner.run.precision, depth(learner.run),
@@ -208,7 +233,7 @@ def members(group: list[Learner]) -> str:
     return ", ".join(f"{nets.count(net)} x {net}" if nets.count(net) > 1 else net
                      for net in dict.fromkeys(nets))
 
-# %% ../../nbs/experiments/30_execute.ipynb #c20
+# %% ../../nbs/experiments/30_execute.ipynb #c22
 def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     "One line about a group's epoch."
     run, record = group[0].run, records[0]
@@ -221,12 +246,34 @@ def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     return (f"{names}: {record['phase']} {record['epoch']}/{epochs}{val}, {duration(seconds)}"
             + (f"; diverged: {', '.join(lost)}" if lost else ""))
 
-# %% ../../nbs/experiments/30_execute.ipynb #c21
+# %% ../../nbs/experiments/30_execute.ipynb #c24
+@dataclass(frozen=True)
+class Speed:
+    "How the device is used."
+    compiled: bool = False  # networks go through torch.compile
+    streams: int = 1        # students in flight at a time on a GPU
+
+    def compile(self, nets, phase: Phase, device):
+        "Compiles networks in place, where that is wanted."
+        graphs = device.type == "cuda" and phase.batch <= 256
+        if self.compiled:
+            for net in nets: net.compile(mode="reduce-overhead" if graphs else "default")
+
+    def pool(self, device) -> list:
+        "The streams of a GPU on which students are in flight; none where they go one by one."
+        if device.type != "cuda" or self.streams < 2: return []
+        return [torch.cuda.Stream(device) for _ in range(self.streams)]
+
+# %% ../../nbs/experiments/30_execute.ipynb #c25
 def train_group(
     group: list[Learner], images: Images, store: Store, teachers: Teachers, cost: dict,
-    progress: Progress, about: dict,
+    progress: Progress, about: dict, speed: Speed = Speed(), board: Board = Board(),
 ):
     "Trains a group to its end, writing checkpoints and results."
+    device, phase = group[0].device, group[0].current
+    own = [net for l in group for net in (l.net, l.peer) if net]
+    speed.compile([*own, *teachers.nets.values()], phase, device)
+    streams = speed.pool(device)
     progress.begin(f"seed {group[0].run.seed}: {members(group)}",
                    sum(work(l.run, images, cost) for l in group))
     saved, views = time.monotonic(), {}
@@ -243,7 +290,8 @@ def train_group(
             progress.tick(done * unit)
             checkpoint()
         if phase.kind not in views: views = {phase.kind: views_for(phase, images)}
-        records = train_epoch(group, images, views[phase.kind], teachers, tick)
+        records = train_epoch(group, images, views[phase.kind], teachers, tick, streams)
+        for l, record in zip(group, records): board.add(l.run.label, len(l.history), record)
         points = {l.run.label: (len(l.history), r["val"]) for l, r in zip(group, records)
                   if r.get("val") is not None}
         progress.epoch(line(group, records, time.monotonic() - began), points)
@@ -253,7 +301,7 @@ def train_group(
         group = [l for l in group if not l.done]
         checkpoint()
 
-# %% ../../nbs/experiments/30_execute.ipynb #c23
+# %% ../../nbs/experiments/30_execute.ipynb #c27
 def out_of_memory(error: Exception) -> bool:
     "Whether an error says that memory ran out, of the GPU or of the machine."
     return (isinstance(error, (torch.OutOfMemoryError, MemoryError))
@@ -278,7 +326,7 @@ def train(
                            | train(here[half:], images, store, teachers, False, *rest))
     return failed
 
-# %% ../../nbs/experiments/30_execute.ipynb #c25
+# %% ../../nbs/experiments/30_execute.ipynb #c29
 def claim(run: Run, store: Store) -> FileLock | None:
     "The lock of a run, or None where another process holds it."
     path = store.path("unfinished", run.key).with_suffix(".lock")
@@ -304,7 +352,7 @@ def ready(todo: list[Run]) -> list[list[Run]]:
             found.setdefault((depth(run), run.seed), []).append(run)
     return [found[place] for place in sorted(found)]
 
-# %% ../../nbs/experiments/30_execute.ipynb #c27
+# %% ../../nbs/experiments/30_execute.ipynb #c31
 def execute(
     runs: list[Run],     # what the table needs; teachers are added
     images: Images,      # the data set, on the device that trains
@@ -312,12 +360,15 @@ def execute(
     force: bool = False, # train finished runs again
     about: dict = {},    # what else to note in every result
     live: bool = True,   # show progress
+    speed: Speed = Speed(),  # how the device is used
+    board: Board = Board(),  # where curves go for TensorBoard
 ) -> dict[str, dict]:    # the results of all runs of the plan, by key
     "Trains what is missing of a plan, beside other processes if any, and gives all its results."
     plan = closure(runs)
     todo, before, failed = pending(plan, store.results(), store, force), {}, {}
     if force: before = {run.key: store.stamp(run.key) for run in todo}
-    cost = {net: flops(net, images) for run in todo for net in {run.net, (run.teacher or run).net}}
+    nets = {net for run in todo for net in (run.net, run.peer, (run.teacher or run).net) if net}
+    cost = {net: flops(net, images) for net in sorted(nets)}
     progress = Progress(sum(work(run, images, cost) for run in todo), len(todo), live)
     left = todo
     while left:
@@ -326,19 +377,24 @@ def execute(
             mine = [run for run in mine if not settled(run, left, store, before)]
             if mine:
                 teachers = teachers_of(mine, store, images)
-                failed |= train(mine, images, store, teachers, force, cost, progress, about)
+                failed |= train(mine, images, store, teachers, force, cost, progress,
+                                about, speed, board)
                 keep_caches(teachers, store)
         finally: release(locks, store)
         if not locks: progress.wait()
-        left = [run for run in left
-                if not lost(run, failed) and not settled(run, left, store, before)]
-    progress.close(f"{len(todo) - len(failed)} runs were trained now; "
-                   f"{len(plan) - len(todo)} were found finished in {store.folder/'runs'}.")
+        over = [run for run in left if settled(run, left, store, before)]
+        elsewhere = [run for run in over if run not in mine]
+        progress.drop(len(elsewhere), sum(work(run, images, cost) for run in elsewhere))
+        left = [run for run in left if run not in over and not lost(run, failed)]
+    progress.close(f"{progress.finished} runs were trained now; {len(plan) - len(todo)} were found "
+                   f"finished in {store.folder/'runs'}" + (
+                       f"; {len(todo) - progress.finished - len(failed)} were trained by another "
+                       "process." if progress.runs < len(todo) else "."))
     if failed: raise too_large(failed)
     results = store.results()
     return {run.key: results[run.key] for run in plan}
 
-# %% ../../nbs/experiments/30_execute.ipynb #c28
+# %% ../../nbs/experiments/30_execute.ipynb #c32
 def too_large(failed: dict[str, str]) -> InputError:
     "The error for runs that do not fit into memory, with what they asked for."
     runs = "; ".join(f"{key} does not fit into memory ({why})" for key, why in failed.items())
@@ -360,7 +416,7 @@ def settled(run: Run, todo: list[Run], store: Store, before: dict) -> bool:
              and (not teaches or store.path("weights", run.key).exists()))
     return there and before.get(run.key) != store.stamp(run.key)
 
-# %% ../../nbs/experiments/30_execute.ipynb #c29
+# %% ../../nbs/experiments/30_execute.ipynb #c33
 def lost(run: Run, failed: dict) -> bool:
     "Whether a run or one of its teachers did not fit into memory."
     return run.key in failed or bool(run.teacher and lost(run.teacher, failed))

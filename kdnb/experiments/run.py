@@ -14,14 +14,14 @@ from ..registry import InputError, losses, one_of
 from ..store import key_of
 
 # %% ../../nbs/experiments/10_run.ipynb #c4
-KINDS = ("classify", "contrast", "linear")
+KINDS = ("classify", "initial", "contrast", "linear")
 SHAPES = ("cosine", "linear")
 
 # %% ../../nbs/experiments/10_run.ipynb #c5
 @dataclass(frozen=True)
 class Phase:
     "One phase of training, with everything that decides it."
-    kind: str                # "classify", "contrast" or "linear"
+    kind: str                # one of `KINDS`
     epochs: int
     batch: int               # images; a contrastive batch has two views of each
     lr: float                # highest learning rate
@@ -46,7 +46,7 @@ class Phase:
             0.5 + 0.5 * math.cos(math.pi * fallen) if self.shape == "cosine" else 1 - fallen)
 
 # %% ../../nbs/experiments/10_run.ipynb #c9
-ENGINE = 1
+ENGINE = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Part:
     loss: str
     alpha: float
     options: tuple = ()  # sorted pairs of name and value
+    warmup: int = 0      # epochs over which the weight climbs to alpha
+
+    def weight(self, epoch: int) -> float:
+        "The term's weight in an epoch (0 is the first)."
+        return self.alpha * min(1.0, (epoch + 1) / max(1, self.warmup))
 
 # %% ../../nbs/experiments/10_run.ipynb #c10
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Run:
     precision: str = "fp32"        # "fp32" or "bf16"
     parts: tuple[Part, ...] = ()   # distillation terms
     teacher: "Run | None" = None
+    peer: str | None = None        # registered network that is trained along with it
 
     @property
     def method(self) -> str:
@@ -85,8 +91,7 @@ class Run:
     def config(self) -> dict:
         "All that decides the run's outcome, as JSON values."
         fields = asdict(replace(self, teacher=None))
-        fields["parts"] = [{"loss": p.loss, "alpha": p.alpha, "options": dict(p.options)}
-                           for p in self.parts]
+        fields["parts"] = [asdict(p) | {"options": dict(p.options)} for p in self.parts]
         fields["phases"] = [asdict(phase) for phase in self.phases]
         fields["teacher"] = self.teacher.config if self.teacher else None
         return fields | {"engine": ENGINE, "label": self.label}
@@ -104,9 +109,9 @@ def describe(images: Images) -> str:
     return f"{images.name} {sizes} {images.fingerprint[:12]}"
 
 # %% ../../nbs/experiments/10_run.ipynb #c13
-def part(name: str, alpha: float, given: dict) -> Part:
+def part(name: str, alpha: float, given: dict, warmup: int = 0) -> Part:
     "A loss and its weight with the given options it has; `InputError` for a wrong name or value."
     known = losses.options(name)
     term = losses.build(name, **{k: v for k, v in given.items() if k in known})
     return Part(name, float(alpha),
-                tuple((option, getattr(term, option)) for option in sorted(known)))
+                tuple((option, getattr(term, option)) for option in sorted(known)), warmup)
