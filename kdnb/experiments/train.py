@@ -294,7 +294,7 @@ def inputs(
     else: x = views.normalised(views.raw(index, view))
     return x.contiguous(memory_format=torch.channels_last)
 
-
+# %% ../../nbs/experiments/20_train.ipynb #c22
 def drawn_as(learner: Learner) -> int:
     """The number under which order and views of a learner's epoch are drawn; a first stage has
     numbers of its own, so that the epochs after it are those of all other students."""
@@ -320,7 +320,7 @@ def views_for(phase: Phase, images: Images) -> Views:
     "The views that a phase trains on."
     return (StrongViews if phase.kind == "contrast" else Views)(images.train_x, images)
 
-# %% ../../nbs/experiments/20_train.ipynb #c21
+# %% ../../nbs/experiments/20_train.ipynb #c23
 def train_epoch(
     group: list[Learner], images: Images, views: Views, teachers: Teachers,
     tick=lambda images: None,  # is told the images done after each step
@@ -352,7 +352,7 @@ def train_epoch(
     for learner in group: learner.seconds += spent * learner.share
     return records
 
-# %% ../../nbs/experiments/20_train.ipynb #c22
+# %% ../../nbs/experiments/20_train.ipynb #c24
 def clock(device) -> float:
     "Seconds to charge: processor time on a CPU, wall-clock time on a GPU once its queue is empty."
     if torch.device(device).type != "cuda": return time.process_time()
