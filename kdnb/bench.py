@@ -25,6 +25,7 @@ from torchvision import transforms
 from .contract import Out
 from .data import Images
 from .figures import COLOURS, STYLE
+from .parameters import device_name
 from .registry import losses, models
 from .report import markdown, png
 from .store import write_whole
@@ -198,13 +199,8 @@ def speedup(
 # %% ../nbs/core/90_bench.ipynb #c28
 def machine() -> str:
     "The processor, the threads used and the versions, in a line."
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    wide = torch.backends.cpu.get_cpu_capability()
-    return (f"{name} ({wide}), {torch.get_num_threads()} thread(s), "
-            f"torch {torch.__version__}, Python {platform.python_version()}")
+    return (f"{device_name('cpu')} ({torch.backends.cpu.get_cpu_capability()}), "
+            f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, Python {platform.python_version()}")
 
 # %% ../nbs/core/90_bench.ipynb #c29
 def readable_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from ..data import Images
 from .run import Phase, Run, describe
 from .train import (
     Learner, Teachers, frozen, inputs, restore, state, train_epoch, views_for)
+from ..parameters import device_name
 from ..progress import Board, Progress, duration
 from ..registry import InputError, losses, models
 from ..store import Store, read_tensors, write_tensors
@@ -168,7 +169,7 @@ def outcome(learner: Learner) -> dict:
 def circumstances(device) -> dict:
     "Device, versions and commit, for a result."
     cuda = torch.device(device).type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    name = device_name(device) + ("" if cuda else f", {torch.get_num_threads()} thread(s)")
     versions = {"python": platform.python_version(), "torch": torch.__version__,
                 "kdnb": kdnb.__version__}
     try:
