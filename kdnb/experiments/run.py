@@ -15,7 +15,7 @@ from ..store import key_of
 
 # %% ../../nbs/experiments/10_run.ipynb #c4
 KINDS = ("classify", "initial", "contrast", "linear")
-SHAPES = ("cosine", "linear")
+SHAPES = ("cosine", "linear", "step")
 
 # %% ../../nbs/experiments/10_run.ipynb #c5
 @dataclass(frozen=True)
@@ -26,8 +26,10 @@ class Phase:
     batch: int               # images; a contrastive batch has two views of each
     lr: float                # highest learning rate
     warmup: float = 0.0      # share of the steps in which the learning rate climbs
-    shape: str = "cosine"    # of its fall to zero: "cosine" or "linear"
+    shape: str = "cosine"    # of its fall: "cosine" or "linear" to zero, or "step" at the cuts
+    cuts: tuple[float, ...] = ()  # shares of the epochs after which a "step" divides it by ten
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     tau: float = 0.1         # temperature of a contrastive phase
 
@@ -41,6 +43,9 @@ class Phase:
     def rate(self, progress: float) -> float:
         "The learning rate when a share of the phase's steps, 0 to 1, is done."
         if progress < self.warmup: return self.lr * progress / self.warmup
+        if self.shape == "step":
+            epoch = math.floor(progress * self.epochs + 1e-9)
+            return self.lr / 10**sum(epoch >= round(cut * self.epochs) for cut in self.cuts)
         fallen = (progress - self.warmup) / (1 - self.warmup)
         return self.lr * (
             0.5 + 0.5 * math.cos(math.pi * fallen) if self.shape == "cosine" else 1 - fallen)
@@ -72,6 +77,7 @@ class Run:
     seed: int
     protocol: str = ""             # name of the recipe the phases come from
     precision: str = "fp32"        # "fp32" or "bf16"
+    gamma: float = 1.0             # weight of the cross-entropy
     parts: tuple[Part, ...] = ()   # distillation terms
     teacher: "Run | None" = None
     peer: str | None = None        # registered network that is trained along with it
@@ -92,7 +98,7 @@ class Run:
         "All that decides the run's outcome, as JSON values."
         fields = asdict(replace(self, teacher=None))
         fields["parts"] = [asdict(p) | {"options": dict(p.options)} for p in self.parts]
-        fields["phases"] = [asdict(phase) for phase in self.phases]
+        fields["phases"] = [asdict(p) | {"cuts": list(p.cuts)} for p in self.phases]
         fields["teacher"] = self.teacher.config if self.teacher else None
         return fields | {"engine": ENGINE, "label": self.label}
 

@@ -82,7 +82,7 @@ class Learner:
         self.parameters = [p for module in modules for p in module.parameters()]
         self.optimiser = torch.optim.SGD(
             self.parameters, lr=phase.lr, momentum=phase.momentum,
-            nesterov=phase.momentum > 0, weight_decay=phase.weight_decay)
+            nesterov=phase.nesterov and phase.momentum > 0, weight_decay=phase.weight_decay)
 
 # %% ../../nbs/experiments/20_train.ipynb #c7
 def owned(learner: Learner) -> dict[str, nn.Module]:
@@ -126,8 +126,8 @@ def autocast(device, precision: str):
 
 
 def objective(learner: Learner, out: Out, taught: Out | None, y: Tensor, index: Tensor) -> Tensor:
-    "Cross-entropy plus the weighted distillation terms of a batch."
-    loss = F.cross_entropy(out.logits.float(), y)
+    "The weighted sum of cross-entropy and distillation terms of a batch."
+    loss = learner.run.gamma * F.cross_entropy(out.logits.float(), y)
     for part, term in zip(learner.run.parts, learner.terms):
         loss = loss + part.weight(learner.epoch) * term(out, taught, y, index)
     return loss
