@@ -12,7 +12,7 @@ from kdnb.registry import losses, models
 GOLDEN = Path(__file__).with_name("golden")
 LOSSES = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json")) if path.stem != "models"}
 CASES = [(name, i) for name, golden in LOSSES.items() for i in range(len(golden["cases"]))]
-MODELS = json.loads((GOLDEN/"models.json").read_text())
+MODELS = json.loads((GOLDEN/"models.json").read_text()) if (GOLDEN/"models.json").exists() else {}
 
 
 def fill(parameters):
@@ -34,7 +34,8 @@ def test_loss_equals_the_released_code(name, number):
     term = losses.build(name, **case["options"])
     term.prepare(student, teacher, y)
     fill(term.parameters())
-    value = case.get("scale", 1.0) * term(student, teacher, y, torch.arange(len(y)))
+    official = getattr(term, case.get("call", "__call__"))
+    value = case.get("scale", 1.0) * official(student, teacher, y, torch.arange(len(y)))
     assert abs(value - case["value"]) <= 1e-6 * max(1, abs(case["value"]))
     names = list(case["gradients"])
     for wanted, gradient in zip(case["gradients"].values(), torch.autograd.grad(value, [leaf(student, n) for n in names])):
