@@ -30,8 +30,8 @@ def crd_negatives(
     length = min(K + most, len(labels))
     def window(x): return torch.cat([x, x[:length]]).unfold(0, length, 1)[start]
     other = window(labels[order]) != labels[index][:, None]
-    full, rest = K // others[index], K % others[index]
-    counted = full[:, None] + (other.cumsum(1) <= rest[:, None]).long()
+    full, rest = (K // others[index]).int(), (K % others[index]).int()
+    counted = full[:, None] + (other.cumsum(1, dtype=torch.int32) <= rest[:, None])
     return window(order), counted * other
 
 # %% ../../nbs/losses/41_crd.ipynb #c10
@@ -60,8 +60,8 @@ def crd_rows(
     "Noise-contrastive loss of each vector against a bank and its slope (RepDistiller, crd/)."
     noise, times = K / len(bank), times.to(e)
     own, other, scores = crd_scores(e, bank, index, drawn, tau)
-    own, other = (x - log_z - math.log(noise + EPSILON) for x in (own, other))
-    value = F.softplus(-own)[:, 0] + (F.softplus(other) * times).sum(1)
+    own, other = (x.sub_(log_z + math.log(noise + EPSILON)) for x in (own, other))
+    value = F.softplus(-own)[:, 0] + F.softplus(other).mul_(times).sum(1)
     push = scores.zero_().scatter_(1, drawn, other.sigmoid_().mul_(times))
     push.scatter_(1, index[:, None], -own.neg().sigmoid())
     return value + K * math.log1p(EPSILON / noise), push @ bank / tau
