@@ -88,8 +88,9 @@ class MobileNetV2(nn.Module):
         times: float = .5,     # all widths but the embedding's are this part of the paper's
     ):
         super().__init__()
-        inputs, self.stages = int(32 * times), nn.ModuleList()
+        inputs = int(32 * times)
         self.stem = nn.Sequential(*normed(channels, inputs, 3, 2), nn.ReLU())
+        self.stages = nn.ModuleList()
         for groups in GROUPS:
             blocks = []
             for expansion, width, number, stride in groups:
