@@ -12,7 +12,7 @@ from kdnb.registry import losses, models
 GOLDEN = Path(__file__).with_name("golden")
 LOSSES = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("*.json")) if path.stem != "models"}
 CASES = [(name, i) for name, golden in LOSSES.items() for i in range(len(golden["cases"]))]
-MODELS = json.loads((GOLDEN/"models.json").read_text()) if (GOLDEN/"models.json").exists() else {}
+MODELS = json.loads((GOLDEN/"models.json").read_text())
 
 
 def fill(parameters):
