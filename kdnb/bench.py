@@ -200,7 +200,8 @@ def speedup(
 def machine() -> str:
     "The processor, the threads used and the versions, in a line."
     return (f"{device_name('cpu')} ({torch.backends.cpu.get_cpu_capability()}), "
-            f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, Python {platform.python_version()}")
+            f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, "
+            f"Python {platform.python_version()}")
 
 # %% ../nbs/core/90_bench.ipynb #c29
 def readable_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -50,7 +50,7 @@ def checked_value(name: str, options: dict, student: Out, teacher: Out, y, what:
     torch.manual_seed(0)
     term = losses.build(name, **options)
     index = torch.arange(len(y)) if index is None else index
-    term.prepare(student, teacher, y)
+    term.prepare(student, teacher, torch.empty_like(y).scatter(0, index, y))
     losses_of = [term.initial] if term.initial_epochs else []
     for number, loss_of in enumerate([*losses_of, term]):
         loss = loss_of(student, teacher, y, index)

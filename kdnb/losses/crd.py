@@ -89,7 +89,7 @@ def crd_start(
     "What a bank holds before training: uniform within the square root of 3 / d (RepDistiller)."
     rows, edge = torch.arange(n, device=device), math.sqrt(3 / d)
     numbers = uniforms((seed,), side, rows, tuple(range(1000, 1000 + d)))[:, 0].T
-    return edge * (2 * numbers - 1)
+    return -edge + 2 * edge * numbers
 
 # %% ../../nbs/losses/41_crd.ipynb #c25
 @losses.register("crd")
