@@ -44,11 +44,13 @@ def reached(grads) -> list[torch.Tensor]:
     return [g for g in grads if g is not None]
 
 # %% ../nbs/core/25_checks.ipynb #c7
-def checked_value(name: str, options: dict, student: Out, teacher: Out, y, what: str):
-    "The loss of a batch; it and its gradient must be finite, and the teacher must get none."
+def checked_value(
+    name: str, options: dict, student: Out, teacher: Out, y, what: str, index=None):
+    """The loss of a batch that is the whole data set, at the positions `index` (in order where
+    None); it and its gradient must be finite, and the teacher must get none."""
     torch.manual_seed(0)
-    term, index = losses.build(name, **options), torch.arange(len(y))
-    term.prepare(student, teacher, y)
+    term, index = losses.build(name, **options), torch.arange(len(y)) if index is None else index
+    term.prepare(student, teacher, y[index.argsort()])
     losses_of = [term.initial] if term.initial_epochs else []
     for number, loss_of in enumerate([*losses_of, term]):
         loss = loss_of(student, teacher, y, index)
@@ -100,7 +102,8 @@ def check_loss(
         else: value(*case, what)
 
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    moved = value(_rows(student, order), _rows(teacher, order), y[order], "another order")
+    moved = checked_value(name, options, _rows(student, order), _rows(teacher, order), y[order],
+                          "another order", order)
     assert (moved - plain).abs() <= 1e-9 * (1 + plain.abs()), (
         f"another order of the batch changes the loss by {moved - plain:.1e}")
 
