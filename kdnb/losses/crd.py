@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..augment import chance, uniform
+from ..augment import chance, uniforms
 from ..contract import EmbeddedTerm, Out, full_precision, unit
 from ..registry import InputError, losses, positive, whole
 
@@ -88,7 +88,8 @@ def crd_start(
 ) -> Tensor:     # `[n, d]`
     "What a bank holds before training: uniform within the square root of 3 / d (RepDistiller)."
     rows, edge = torch.arange(n, device=device), math.sqrt(3 / d)
-    return torch.stack([uniform(-edge, edge, seed, side, rows, 1000 + j) for j in range(d)], 1)
+    share = uniforms((seed,), side, rows, tuple(range(1000, 1000 + d)))[:, 0].T
+    return (2 * edge * share - edge).contiguous()
 
 # %% ../../nbs/losses/41_crd.ipynb #c25
 @losses.register("crd")
