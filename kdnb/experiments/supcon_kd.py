@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 
-from ..data import DATA, Images, load_images
+from ..data import Images, load_images
 from .run import Phase, Run, describe, part
 from ..parameters import check_names, flag, folder, torch_device, words
 from ..registry import InputError, losses, positive, unknown, whole
@@ -139,7 +139,8 @@ def parameters(
     check_names(inspect.signature(parameters).parameters)
     names = loss_names(loss)
     known = {"teacher": (teacher, tuple(OBJECTIVES)), "preset": (preset, ("auto", *PRESETS)),
-             "data set": (data, DATA), "precision": (precision, ("auto", "fp32", "bf16"))}
+             "data set": (data, ("auto", *HELD_OUT)),
+             "precision": (precision, ("auto", "fp32", "bf16"))}
     for kind, (word, allowed) in known.items():
         if word not in allowed: raise unknown(kind, word, allowed)
     options = loss_options(names, {"tau": tau, "T": T, "on": on, "normalize": normalize})
