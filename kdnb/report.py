@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ROOT', 'DASH', 'READING', 'paper_numbers', 'root', 'pair_of', 'role', 'method', 'without_seed', 'sections',
            'pair_text', 'pairs_of', 'flat', 'wording', 'training', 'Row', 'mean_sd', 'paper_cell', 'told', 'fit',
-           'place', 'summary', 'score_text', 'readable', 'overviews', 'markdown', 'figure_cells', 'curve_panels',
-           'figure_curves', 'mean_curve', 'slug', 'png', 'write_report', 'notes', 'settings_text']
+           'place', 'summary', 'score_text', 'readable', 'overviews', 'overview_text', 'sections_text', 'markdown',
+           'figure_cells', 'curve_panels', 'figure_curves', 'mean_curve', 'slug', 'png', 'write_report', 'top_notes',
+           'notes', 'settings_text']
 
 # %% ../nbs/core/60_report.ipynb #c2
 import io
@@ -54,7 +55,7 @@ def role(config: dict, teachers: set[str], pairs=()) -> str:
         return "assistant" if teaches and pair_of(config) not in pairs else "distilled"
     return "teacher" if teaches else "student"
 
-
+# %% ../nbs/core/60_report.ipynb #c8
 def method(config: dict) -> str:
     "The distillation losses of a configuration, joined by +; its role's name is for the caller."
     return "+".join(part["loss"] for part in config["parts"])
@@ -65,7 +66,7 @@ def without_seed(config: dict):
     rest = {k: v for k, v in config.items() if k not in ("seed", "label", "teacher")}
     return rest | {"teacher": without_seed(config["teacher"]) if config["teacher"] else None}
 
-# %% ../nbs/core/60_report.ipynb #c9
+# %% ../nbs/core/60_report.ipynb #c10
 def sections(config: dict, kind: str, pairs) -> list[str]:
     "The tables that a result belongs to: protocol and data, and the pair where there are pairs."
     names, *changes = config["protocol"].split(", ")
@@ -81,12 +82,12 @@ def pair_text(pair: tuple[str, str]) -> str:
     "A pair of networks for people."
     return " → ".join(pair)
 
-
+# %% ../nbs/core/60_report.ipynb #c11
 def pairs_of(results: dict[str, dict]) -> set[tuple[str, str]]:
     "The pairs of networks that results name."
     return {tuple(pair) for record in results.values() for pair in record.get("pairs", [])}
 
-# %% ../nbs/core/60_report.ipynb #c10
+# %% ../nbs/core/60_report.ipynb #c12
 def flat(results: dict[str, dict]) -> pd.DataFrame:
     "A row per result and table, with the cell it belongs to and its accuracies in percent."
     teachers = {r["config"]["teacher"]["net"] for r in results.values() if r["config"]["teacher"]}
@@ -109,7 +110,7 @@ def flat(results: dict[str, dict]) -> pd.DataFrame:
                "best", "selected", "diverged", "seconds", "device", "note", "key"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../nbs/core/60_report.ipynb #c11
+# %% ../nbs/core/60_report.ipynb #c13
 def wording(config: dict) -> str:
     "Weights and options of the distillation terms, in words."
     def term(part):
@@ -128,7 +129,7 @@ def training(config: dict) -> str:
     return (f"{phase['epochs']} epochs, batch {phase['batch']}, "
             f"learning rate {phase['lr']:g}, {phase['shape']}")
 
-# %% ../nbs/core/60_report.ipynb #c13
+# %% ../nbs/core/60_report.ipynb #c15
 @dataclass(frozen=True)
 class Row:
     "A row of a paper's table: where its number stands, and how the table calls it."
@@ -140,7 +141,7 @@ class Row:
     student: str = ""
     setting: str = ""  # what else tells the paper's number apart
 
-
+# %% ../nbs/core/60_report.ipynb #c16
 def mean_sd(values: pd.Series) -> tuple[float, float]:
     "Mean and sample standard deviation; not-a-number where values are too few or one is missing."
     if not len(values) or values.isna().any(): return np.nan, np.nan
@@ -162,7 +163,7 @@ def paper_cell(numbers: pd.DataFrame, row: Row, objective: str) -> dict:
     value, sd, n = at[["value", "std", "n_runs"]].iloc[0] if len(at) else (np.nan,) * 3
     return {"paper": value, "paper_sd": sd, "paper_n": n}
 
-# %% ../nbs/core/60_report.ipynb #c15
+# %% ../nbs/core/60_report.ipynb #c18
 def told(config: dict, part: dict) -> dict:
     "What a row may ask of a distillation term: its options, its weight and the batch."
     return part["options"] | {"weight": part["alpha"], "batch": config["phases"][-1]["batch"]}
@@ -180,13 +181,13 @@ def fit(row: Row, kind: str, config: dict) -> int:
            for k, v in asked.items()]
     return len(got) if all(got) else -1
 
-
+# %% ../nbs/core/60_report.ipynb #c19
 def place(rows: list[Row], kind: str, config: dict) -> int:
     "The position of the row that a run stands in; their number where there is none."
     fits = [fit(row, kind, config) for row in rows]
     return fits.index(max(fits)) if max(fits, default=-1) >= 0 else len(rows)
 
-# %% ../nbs/core/60_report.ipynb #c16
+# %% ../nbs/core/60_report.ipynb #c20
 def summary(
     results: dict[str, dict],  # all results of a table, by key
     rows: list[Row],           # of the paper's tables
@@ -215,7 +216,7 @@ def summary(
     distilled = table[table.role == "distilled"].groupby("section").training
     return table if (distilled.nunique() > 1).any() else table.drop(columns="training")
 
-# %% ../nbs/core/60_report.ipynb #c18
+# %% ../nbs/core/60_report.ipynb #c22
 DASH = "–"
 
 
@@ -225,7 +226,7 @@ def score_text(mean, sd=np.nan, n=None) -> str:
     return (f"{mean:.2f}" + ("" if pd.isna(sd) else f" ± {sd:.2f}")
             + ("" if n is None or pd.isna(n) else f" ({n:.0f})"))
 
-# %% ../nbs/core/60_report.ipynb #c19
+# %% ../nbs/core/60_report.ipynb #c23
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     "A section of a summary as it is printed."
     def last(r):
@@ -244,7 +245,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
         "weight and options": table.parts.where(table.parts != "", DASH),
         **({"training": table.training} if "training" in table else {})}).reset_index(drop=True)
 
-
+# %% ../nbs/core/60_report.ipynb #c25
 def overviews(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """For each protocol of a table with pairs: a row per method, a column per pair,
     with the last epoch here and, in brackets, the paper's."""
@@ -256,14 +257,26 @@ def overviews(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
                                    aggfunc="; ".join).fillna(DASH).reset_index()
             for head, part in cells.groupby("head", sort=False)}
 
-# %% ../nbs/core/60_report.ipynb #c20
+
+def overview_text(table: pd.DataFrame) -> str:
+    "The overviews of a table with pairs as Markdown."
+    return "\n\n".join(f"**{head}** (in brackets: the paper's)\n\n{markdown(cells)}"
+                       for head, cells in overviews(table).items())
+
+
+def sections_text(table: pd.DataFrame) -> str:
+    "All sections of a summary as Markdown."
+    return "\n\n".join(f"**{where}**\n\n{markdown(readable(part))}"
+                       for where, part in table.groupby("section", sort=False))
+
+# %% ../nbs/core/60_report.ipynb #c26
 def markdown(frame: pd.DataFrame) -> str:
     "A data frame as a Markdown table."
     def row(values): return "| " + " | ".join(str(v).replace("|", "\\|") for v in values) + " |"
     return "\n".join([row(frame.columns), row(["---"] * frame.shape[1]),
                       *[row(r) for r in frame.itertuples(index=False)]])
 
-# %% ../nbs/core/60_report.ipynb #c22
+# %% ../nbs/core/60_report.ipynb #c28
 def figure_cells(table: pd.DataFrame, runs: pd.DataFrame, title: str):
     "A figure of all cells of one section beside the paper's; `runs` comes from `flat`."
     names = [
@@ -283,8 +296,9 @@ def figure_cells(table: pd.DataFrame, runs: pd.DataFrame, title: str):
             if not pd.isna(r.paper):
                 axes[1].errorbar(r.paper, y, xerr=np.nan_to_num(r.paper_sd), capsize=2, **look)
         for late, text in enumerate(("cross-entropy", "SupCon")):
-            if ("ce", "supcon")[late] in set(table.objective): axes[0].plot([], [], color=COLOURS[late], marker=MARKERS[late], ls="", ms=5,
-                label=f"{text} (teacher's or own objective)")
+            if not (table.objective == ("ce", "supcon")[late]).any(): continue
+            axes[0].plot([], [], color=COLOURS[late], marker=MARKERS[late], ls="", ms=5,
+                         label=f"{text} (teacher's or own objective)")
         axes[0].set(yticks=range(len(lines)), yticklabels=lines, title=f"here: {title}",
                     xlabel="test accuracy, last epoch (%)")
         axes[1].set(title="paper", xlabel="test accuracy (%)")
@@ -292,7 +306,7 @@ def figure_cells(table: pd.DataFrame, runs: pd.DataFrame, title: str):
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
     return fig
 
-# %% ../nbs/core/60_report.ipynb #c23
+# %% ../nbs/core/60_report.ipynb #c29
 def curve_panels(results: dict[str, dict]) -> dict[str, list]:
     "Names and points (epoch, test accuracy) of all runs, by what they learned from."
     wordings = {}
@@ -311,7 +325,7 @@ def curve_panels(results: dict[str, dict]) -> dict[str, list]:
         panels[source or "alone"].append((name, points))
     return {panel: curves for panel, curves in panels.items() if curves}
 
-# %% ../nbs/core/60_report.ipynb #c24
+# %% ../nbs/core/60_report.ipynb #c30
 def figure_curves(results: dict[str, dict], title: str):
     """A figure of test accuracy over epochs: networks alone, students of the CE teacher,
     students of the SupCon teacher; a line per cell."""
@@ -334,13 +348,13 @@ def figure_curves(results: dict[str, dict], title: str):
         fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../nbs/core/60_report.ipynb #c25
+# %% ../nbs/core/60_report.ipynb #c31
 def mean_curve(seeds: list[list[tuple[int, float]]]) -> tuple[list, list]:
     "Epochs and mean accuracy over seeds, at the epochs that all of them have."
     common = sorted(set.intersection(*[{e for e, _ in points} for points in seeds]))
     return common, [np.mean([dict(points)[e] for points in seeds]) for e in common]
 
-# %% ../nbs/core/60_report.ipynb #c27
+# %% ../nbs/core/60_report.ipynb #c33
 def slug(text: str) -> str:
     "A text as part of a file name."
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
@@ -353,7 +367,7 @@ def png(fig) -> bytes:
     plt.close(fig)
     return buffer.getvalue()
 
-# %% ../nbs/core/60_report.ipynb #c28
+# %% ../nbs/core/60_report.ipynb #c34
 def write_report(
     store: Store,          # of the table
     title: str,            # of the report
@@ -370,10 +384,10 @@ def write_report(
         return f" on {dataset} " not in where, rank.get(where.split(" on ")[0], 99), where
     parts = {where: {k: results[k] for k in runs.key[runs.section == where]}
              for where in sorted(table.section.unique(), key=position)}
-    text = [f"# {title}\n", *[f"> **{where}.** {note}\n" for where, own in parts.items()
-                              for note in notes(own)], READING]
-    for where, cells in overviews(table).items():
-        text += [f"\n## {where}: all pairs\n", markdown(cells), "\nIn brackets: the paper's."]
+    text = [f"# {title}\n", *top_notes(parts), READING]
+    if overviews(table): text += ["\n## All pairs\n", overview_text(table)]
+    choices = {where: settings_text(own) for where, own in parts.items()}
+    last = {text: where for where, text in choices.items()}  # what sections share comes once
     for where, own in parts.items():
         part = table[table.section == where]
         fig = f"{slug(where)}.png"
@@ -382,20 +396,29 @@ def write_report(
         write_whole(store.folder/f"fig_curves_{fig}", png(figure_curves(own, where)))
         text += [f"\n## {where}\n", *[f"> {note}\n" for note in notes(own)],
                  markdown(readable(part)),
-                 f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n",
-                 "\nWhat decides these numbers, and where each choice comes from:\n",
-                 settings_text(own)]
+                 f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n"]
+        if last[choices[where]] == where:
+            text += ["\nWhat decides these numbers, and where each choice comes from:\n",
+                     choices[where]]
     write_whole(store.folder/"table.csv", table.round(4).to_csv(index=False).encode())
     write_whole(store.folder/"table.md", ("\n".join(text).rstrip() + "\n").encode())
     return table
 
-# %% ../nbs/core/60_report.ipynb #c29
+# %% ../nbs/core/60_report.ipynb #c35
 READING = (
     "Test accuracy in percent: mean ± sample standard deviation over seeds (number of seeds). "
     "*Last epoch* is the number to compare; *best epoch* picks the epoch by its test accuracy and "
     "flatters; *chosen by validation* picks it on held-out training images. A dash: not run, or "
     "not printed by the paper. *Seconds* are of the processor on a CPU, of the clock on a GPU, per "
     "run; runs trained in lockstep share their common time in proportion to their networks' work.")
+
+
+def top_notes(parts: dict[str, dict]) -> list[str]:
+    "What a reader must know about the data of all sections, each note once."
+    where = {}
+    for section, own in parts.items():
+        for note in notes(own): where.setdefault(note, {})[section.split(": ")[0]] = None
+    return [f"> **{'; '.join(heads)}.** {note}\n" for note, heads in where.items()]
 
 
 def notes(results: dict[str, dict]) -> list[str]:
