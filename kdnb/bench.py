@@ -57,8 +57,10 @@ def peak_memory(work) -> float:
     status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not refs.exists(): return np.nan
     def most(): return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024
-    ctypes.CDLL(None).mallopt(-3, 4096)  # M_MMAP_THRESHOLD
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 4096)  # M_MMAP_THRESHOLD
     work()
+    libc.malloc_trim(0)
     refs.write_text("5")
     before = most()
     work()
@@ -172,7 +174,10 @@ def again(epoch, group: list, *rest):
 def loss_pass(student: Out, y: Tensor, index: Tensor, term=None, look_up=None):
     """Forward and backward of cross-entropy and, where given, a distillation term with the
     teacher's answer looked up."""
-    s = Out(*(v.detach().requires_grad_() for v in student[:2]))
+    def leaf(x): return x.detach().requires_grad_()
+    s = student._replace(logits=leaf(student.logits), embedding=leaf(student.embedding),
+                         maps=tuple(map(leaf, student.maps)),
+                         before=tuple(map(leaf, student.before)))
     loss = F.cross_entropy(s.logits, y)
     if term is not None: loss = loss + 0.1 * term(s, look_up(), y, index)
     loss.backward()
