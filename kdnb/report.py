@@ -149,8 +149,8 @@ def mean_sd(values: pd.Series) -> tuple[float, float]:
 
 
 def paper_cell(numbers: pd.DataFrame, row: Row, objective: str) -> dict:
-    """Mean, standard deviation and number of runs that the paper prints for a cell;
-    missing where it prints none."""
+    """Mean, standard deviation and number of runs that the paper prints for a cell; missing
+    where it prints none. A row with options has a number only by its setting."""
     names = "+".join(name for name, _ in parsed(row.method))
     at = numbers[(numbers.item == row.item) & (numbers.method == names)]
     settings = at.setting.fillna("").astype(str)
@@ -158,9 +158,11 @@ def paper_cell(numbers: pd.DataFrame, row: Row, objective: str) -> dict:
     fits = (at.teacher_objective == objective) | (own == objective)
     for net in ("teacher", "student"):
         if getattr(row, net): fits &= at[net] == getattr(row, net)
-    if row.setting: fits &= [row.setting in setting.split(";") for setting in settings]
-    at = at[fits]
-    value, sd, n = at[["value", "std", "n_runs"]].iloc[0] if len(at) else (np.nan,) * 3
+    if row.setting: fits &= settings.map(lambda text: row.setting in text.split(";")).astype(bool)
+    if "@" in row.method and not row.setting: fits &= False
+    plainest = settings[fits].str.count(";").sort_values(kind="stable").index[:1]
+    value, sd, n = (*at.loc[plainest, ["value", "std", "n_runs"]].to_numpy().ravel(),
+                    *[np.nan] * 3)[:3]
     return {"paper": value, "paper_sd": sd, "paper_n": n}
 
 # %% ../nbs/core/60_report.ipynb #c18
@@ -301,6 +303,9 @@ def figure_cells(table: pd.DataFrame, runs: pd.DataFrame, title: str):
                          label=f"{text} (teacher's or own objective)")
         axes[0].set(yticks=range(len(lines)), yticklabels=lines, title=f"here: {title}",
                     xlabel="test accuracy, last epoch (%)")
+        if len(title) > 40:
+            axes[0].set_title("here")
+            fig.suptitle(title, fontsize=10)
         axes[1].set(title="paper", xlabel="test accuracy (%)")
         axes[0].set_ylim(len(lines) - 0.5, -0.5)
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
@@ -312,7 +317,8 @@ def curve_panels(results: dict[str, dict]) -> dict[str, list]:
     wordings = {}
     for record in results.values():
         wordings.setdefault(method(record["config"]), set()).add(wording(record["config"]))
-    panels = {"alone": [], "from the CE teacher": [], "from the SupCon teacher": []}
+    panels = {"alone": [], "with a peer": [], "from the CE teacher": [],
+              "from the SupCon teacher": []}
     for record in results.values():
         config = record["config"]
         source = config["teacher"] and (
@@ -322,6 +328,7 @@ def curve_panels(results: dict[str, dict]) -> dict[str, list]:
         if len(wordings.get(name, ())) > 1: name += f" ({wording(config)})"
         points = [(i + 1, r["test"]) for i, r in enumerate(record["history"])
                   if r.get("test") is not None]
+        if config.get("peer"): source = "with a peer"
         panels[source or "alone"].append((name, points))
     return {panel: curves for panel, curves in panels.items() if curves}
 
