@@ -577,7 +577,7 @@ def figure_sweep(found: pd.DataFrame, label: str):
         values = sorted(found.value.unique())
         ax.set_xticks(values, [f"{value:g}" for value in values])
         ax.minorticks_off()
-        fig.legend(loc="outside lower center", ncol=2)
+        if len(found): fig.legend(loc="outside lower center", ncol=2)
     return fig
 
 # %% ../../nbs/experiments/50_benchmark.ipynb #c44
