@@ -44,13 +44,13 @@ def reached(grads) -> list[torch.Tensor]:
     return [g for g in grads if g is not None]
 
 # %% ../nbs/core/25_checks.ipynb #c7
-def checked_value(
-    name: str, options: dict, student: Out, teacher: Out, y, what: str, index=None):
-    """The loss of a batch that is the whole data set, at the positions `index` (in order where
-    None); it and its gradient must be finite, and the teacher must get none."""
+def checked_value(name: str, options: dict, student: Out, teacher: Out, y, what: str,
+                  index=None):
+    "The loss of a batch; it and its gradient must be finite, and the teacher must get none."
     torch.manual_seed(0)
-    term, index = losses.build(name, **options), torch.arange(len(y)) if index is None else index
-    term.prepare(student, teacher, y[index.argsort()])
+    term = losses.build(name, **options)
+    index = torch.arange(len(y)) if index is None else index
+    term.prepare(student, teacher, torch.empty_like(y).scatter(0, index, y))
     losses_of = [term.initial] if term.initial_epochs else []
     for number, loss_of in enumerate([*losses_of, term]):
         loss = loss_of(student, teacher, y, index)
@@ -95,15 +95,14 @@ def check_loss(
 ) -> str:        # what was checked
     "Holds a registered loss to the contract; an `AssertionError` says which promise it breaks."
     student, teacher, y = outputs(6), outputs(6, seed=1), torch.tensor([0, 1, 2, 0, 1, 4])
-    def value(s, t, labels, what): return checked_value(name, options, s, t, labels, what)
+    def value(*case): return checked_value(name, options, *case)
     plain = value(student, teacher, y, "ordinary outputs")
     for what, case in extremes(student, teacher, y).items():
         if what in ("one class", "batch of one"): refused(name, options, *case, what)
         else: value(*case, what)
 
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    moved = checked_value(name, options, _rows(student, order), _rows(teacher, order), y[order],
-                          "another order", order)
+    moved = value(_rows(student, order), _rows(teacher, order), y[order], "another order", order)
     assert (moved - plain).abs() <= 1e-9 * (1 + plain.abs()), (
         f"another order of the batch changes the loss by {moved - plain:.1e}")
 

@@ -123,7 +123,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, uninterrupted):
 def test_an_altered_tensor_file_is_never_used(tmp_path, kind):
     plan = small_plan()
     execute(plan[:1], images, Store(tmp_path), live=False)
-    path = next((tmp_path/kind).glob("*.safetensors"))
+    path = next((tmp_path/kind).glob(f"{plan[0].teacher.key}*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(InputError, match=path.name): read_tensors(path)
     if kind == "weights":

@@ -6,13 +6,14 @@
 __all__ = ['COST', 'CACHE', 'CHECKPOINT', 'closure', 'depth', 'pending', 'flops', 'image_cost', 'work', 'load_net', 'teachers_of',
            'epochs_asked', 'cache_of', 'cache_path', 'enumerate_views', 'keep_caches', 'outcome', 'circumstances',
            'keep', 'save_checkpoint', 'start', 'together', 'groups', 'members', 'line', 'Speed', 'train_group',
-           'out_of_memory', 'train', 'claim', 'release', 'ready', 'execute', 'too_large', 'take', 'settled', 'lost']
+           'out_of_memory', 'train', 'claim', 'release', 'ready', 'execute', 'work_off', 'costs', 'check_pairs',
+           'summary_line', 'too_large', 'take', 'settled', 'lost']
 
 # %% ../../nbs/experiments/30_execute.ipynb #c2
 import platform
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ import kdnb
 from ..augment import Views
 from ..cache import TeacherCache, load_cache, save_cache
 from ..data import Images
-from .run import Phase, Run, describe
+from .run import Phase, Run
 from .train import (
     Learner, Teachers, frozen, inputs, restore, state, train_epoch, views_for)
 from ..parameters import device_name
@@ -260,8 +261,10 @@ class Speed:
         if self.compiled:
             for net in nets: net.compile(mode="reduce-overhead" if graphs else "default")
 
-    def pool(self, device) -> list:
-        "The streams of a GPU on which students are in flight; none where they go one by one."
+    def prepare(self, group: list[Learner], teachers: Teachers) -> list:
+        "Compiles what a group runs; gives the streams on which its students are in flight, if any."
+        device, own = group[0].device, [net for l in group for net in (l.net, l.peer) if net]
+        self.compile([*own, *teachers.nets.values()], group[0].current, device)
         if device.type != "cuda" or self.streams < 2: return []
         return [torch.cuda.Stream(device) for _ in range(self.streams)]
 
@@ -271,10 +274,7 @@ def train_group(
     progress: Progress, about: dict, speed: Speed = Speed(), board: Board = Board(),
 ):
     "Trains a group to its end, writing checkpoints and results."
-    device, phase = group[0].device, group[0].current
-    own = [net for l in group for net in (l.net, l.peer) if net]
-    speed.compile([*own, *teachers.nets.values()], phase, device)
-    streams = speed.pool(device)
+    streams = speed.prepare(group, teachers)
     progress.begin(f"seed {group[0].run.seed}: {members(group)}",
                    sum(work(l.run, images, cost) for l in group))
     saved, views = time.monotonic(), {}
@@ -366,20 +366,31 @@ def execute(
 ) -> dict[str, dict]:    # the results of all runs of the plan, by key
     "Trains what is missing of a plan, beside other processes if any, and gives all its results."
     plan = closure(runs)
-    todo, before, failed = pending(plan, store.results(), store, force), {}, {}
-    if force: before = {run.key: store.stamp(run.key) for run in todo}
-    nets = {net for run in todo for net in (run.net, run.peer, (run.teacher or run).net) if net}
-    cost = {net: flops(net, images) for net in sorted(nets)}
+    todo = pending(plan, store.results(), store, force)
+    check_pairs(todo, images)
+    cost = costs(todo, images)
     progress = Progress(sum(work(run, images, cost) for run in todo), len(todo), live)
-    left = todo
+    failed = work_off(todo, images, store, force, cost, progress, about, speed, board)
+    progress.close(summary_line(progress, len(plan), len(todo), store))
+    if failed: raise too_large(failed)
+    results = store.results()
+    return {run.key: results[run.key] for run in plan}
+
+# %% ../../nbs/experiments/30_execute.ipynb #c32
+def work_off(
+    todo: list[Run], images: Images, store: Store, force: bool, cost: dict, progress: Progress,
+    *rest,
+) -> dict[str, str]:
+    "Trains runs as their teachers become ready; gives those that do not fit into memory."
+    left, failed = todo, {}
+    before = {run.key: store.stamp(run.key) for run in todo if force}
     while left:
         locks, mine = take(ready(left), store)
         try:
             mine = [run for run in mine if not settled(run, left, store, before)]
             if mine:
                 teachers = teachers_of(mine, store, images)
-                failed |= train(mine, images, store, teachers, force, cost, progress,
-                                about, speed, board)
+                failed |= train(mine, images, store, teachers, force, cost, progress, *rest)
                 keep_caches(teachers, store)
         finally: release(locks, store)
         if not locks: progress.wait()
@@ -387,15 +398,34 @@ def execute(
         elsewhere = [run for run in over if run not in mine]
         progress.drop(len(elsewhere), sum(work(run, images, cost) for run in elsewhere))
         left = [run for run in left if run not in over and not lost(run, failed)]
-    progress.close(f"{progress.finished} runs were trained now; {len(plan) - len(todo)} were found "
-                   f"finished in {store.folder/'runs'}" + (
-                       f"; {len(todo) - progress.finished - len(failed)} were trained by another "
-                       "process." if progress.runs < len(todo) else "."))
-    if failed: raise too_large(failed)
-    results = store.results()
-    return {run.key: results[run.key] for run in plan}
+    return failed
 
-# %% ../../nbs/experiments/30_execute.ipynb #c32
+
+# %% ../../nbs/experiments/30_execute.ipynb #c33
+def costs(todo: list[Run], images: Images) -> dict[str, int]:
+    "Operations of a forward pass of every network of some runs."
+    nets = {net for run in todo for net in (run.net, run.peer, (run.teacher or run).net) if net}
+    return {net: flops(net, images) for net in sorted(nets)}
+
+
+def check_pairs(todo: list[Run], images: Images):
+    """Prepares every kind of term between every pair of networks once, untrained:
+    what cannot be compared is an `InputError` now, before anything is trained."""
+    kinds = {(run.net, run.peer or run.teacher.net, run.parts): run for run in todo if run.parts}
+    for (_, other, _), run in kinds.items():
+        torch.manual_seed(0)
+        net = models.build(other, classes=len(images.classes), channels=images.shape[0])
+        Learner(run, images, frozen(net.to(images.train_x.device)))
+
+
+def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> str:
+    "What was done, for the end of a table."
+    elsewhere = todo - progress.runs
+    return (f"{progress.finished} runs were trained now; {planned - todo} were found finished "
+            f"in {store.folder/'runs'}"
+            + (f"; {elsewhere} were trained by another process." if elsewhere else "."))
+
+# %% ../../nbs/experiments/30_execute.ipynb #c34
 def too_large(failed: dict[str, str]) -> InputError:
     "The error for runs that do not fit into memory, with what they asked for."
     runs = "; ".join(f"{key} does not fit into memory ({why})" for key, why in failed.items())
@@ -417,7 +447,7 @@ def settled(run: Run, todo: list[Run], store: Store, before: dict) -> bool:
              and (not teaches or store.path("weights", run.key).exists()))
     return there and before.get(run.key) != store.stamp(run.key)
 
-# %% ../../nbs/experiments/30_execute.ipynb #c33
+# %% ../../nbs/experiments/30_execute.ipynb #c35
 def lost(run: Run, failed: dict) -> bool:
     "Whether a run or one of its teachers did not fit into memory."
     return run.key in failed or bool(run.teacher and lost(run.teacher, failed))

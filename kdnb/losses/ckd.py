@@ -13,6 +13,7 @@ from torch import Tensor
 from ..contract import VectorTerm
 from .supcon import supcon_loss
 from ..registry import InputError, losses, one_of, positive
+from ..scores import pair_cross_entropy
 
 # %% ../../nbs/losses/45_ckd.ipynb #c5
 TRIPLES = ("t_s_s", "s_t_t", "s_t_s")
@@ -36,6 +37,8 @@ def ckd_loss(
     triple: str = "t_s_s",  # anchor, positive and negatives, one of `TRIPLES`
 ) -> Tensor:                # a scalar
     "Cross-entropy of each anchor's softmax over the batch against its own image (ckd, Eq. 14)."
+    if triple == "t_s_s": return pair_cross_entropy(t, s, 1 / tau)
+    if triple == "s_t_t": return pair_cross_entropy(s, t, 1 / tau)
     target = torch.arange(len(s), device=s.device)
     return F.cross_entropy(ckd_scores(s, t, triple) / tau, target)
 

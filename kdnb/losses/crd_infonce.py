@@ -6,12 +6,11 @@
 __all__ = ['crd_infonce_loss', 'CRDInfoNCE']
 
 # %% ../../nbs/losses/42_crd_infonce.ipynb #c2
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..contract import VectorTerm
 from ..registry import losses, positive
+from ..scores import pair_cross_entropy
 
 # %% ../../nbs/losses/42_crd_infonce.ipynb #c6
 def crd_infonce_loss(
@@ -20,7 +19,7 @@ def crd_infonce_loss(
     tau: float = 0.07,   # temperature
 ) -> Tensor:             # a scalar
     "Mean cross-entropy of each student's softmax over teachers against its own (supcrd, 1.2)."
-    return F.cross_entropy(s @ t.T / tau, torch.arange(len(s), device=s.device))
+    return pair_cross_entropy(s, t, 1 / tau)
 
 # %% ../../nbs/losses/42_crd_infonce.ipynb #c15
 @losses.register("crd_infonce")

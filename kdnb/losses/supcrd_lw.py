@@ -68,7 +68,7 @@ class SupCRDLW(VectorTerm):
         super().__init__(on, normalize)
         self.tau, self.T_kd, self.rho = (
             positive("tau", tau), positive("T_kd", T_kd), positive("rho", rho))
-        self.variant, self.needs = one_of("variant", variant, VARIANTS), tuple({on, "logits"})
+        self.variant, self.needs = one_of("variant", variant, VARIANTS), tuple(sorted({on, "logits"}))
         self.register_buffer("seed", None)
         self.register_buffer("step", None)
 
