@@ -567,7 +567,7 @@ def sweep(
 def figure_sweep(found: pd.DataFrame, label: str):
     "Accuracies over an option's values, with the seeds' standard deviations."
     with plt.style.context(STYLE):
-        fig, ax = plt.subplots(figsize=(6, 2.8))
+        fig, ax = plt.subplots(figsize=(5.5, 3.2))
         for i, (where, part) in enumerate(found.groupby("section", sort=False)):
             mean = part.groupby("value")["last"].agg(["mean", "std"])
             ax.errorbar(mean.index, mean["mean"], np.nan_to_num(mean["std"]), capsize=2, ms=4,
@@ -577,7 +577,7 @@ def figure_sweep(found: pd.DataFrame, label: str):
         values = sorted(found.value.unique())
         ax.set_xticks(values, [f"{value:g}" for value in values])
         ax.minorticks_off()
-        fig.legend(loc="outside right upper")
+        if len(found): fig.legend(loc="outside lower center", ncol=2)
     return fig
 
 # %% ../../nbs/experiments/50_benchmark.ipynb #c44
