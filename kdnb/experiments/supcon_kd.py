@@ -70,7 +70,8 @@ ROWS = [Row("table1", "teacher", "teacher", "Teacher"),
         Row("table2", "distilled", "norm", "Norm KD"),
         Row("table2", "distilled", "cosine", "Cosine KD"),
         Row("table2", "distilled", "gram", "Gram KD"),
-        Row("table2", "distilled", "supcon", "SupConKD")]
+        Row("table2", "distilled", "supcon", "SupConKD"),
+        Row("", "assistant", "kd", "Assistant, for takd")]
 OBJECTIVES = {"ce": ("ce",), "supcon": ("supcon",), "both": ("ce", "supcon")}
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c9
