@@ -206,7 +206,7 @@ def summary(
     dataset: str,              # name of the paper's data set
 ) -> pd.DataFrame:             # a row per cell: sections, the paper's rows in order, other methods
     "Means and spreads of all cells beside the paper's numbers."
-    found, pairs = [], pairs_of(results)
+    found = []
     for (where, kind, name, objective, cell), runs in flat(results).groupby(
             ["section", "role", "method", "objective", "cell"], sort=False):
         config = results[runs.key.iloc[0]]["config"]
