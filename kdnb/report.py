@@ -115,7 +115,7 @@ def flat(results: dict[str, dict]) -> pd.DataFrame:
 def wording(config: dict) -> str:
     "Weights and options of the distillation terms, in words."
     def term(part):
-        rise = f" rising over {part['warmup']} epochs" if part.get("warmup") else ""
+        rise = f" rising over {part['warmup']} epochs" if part.get("warmup", 0) > 1 else ""
         shown = [f"{k} {float(f'{v:.4g}') if isinstance(v, float) else v}"
                  for k, v in part["options"].items() if v is not None and v is not False]
         return ", ".join([f"alpha {part['alpha']:g}{rise}", *shown])
