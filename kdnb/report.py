@@ -7,7 +7,7 @@ __all__ = ['ROOT', 'DASH', 'READING', 'paper_numbers', 'root', 'pair_of', 'role'
            'pair_text', 'pairs_of', 'flat', 'wording', 'training', 'distinctions', 'Row', 'mean_sd', 'paper_cell',
            'told', 'fit', 'place', 'summary', 'score_text', 'readable', 'overviews', 'overview_text', 'sections_text',
            'markdown', 'cell_names', 'figure_cells', 'curve_panels', 'figure_curves', 'mean_curve', 'slug', 'png',
-           'write_report', 'top_notes', 'notes', 'settings_text']
+           'write_figures', 'write_report', 'top_notes', 'notes', 'settings_text']
 
 # %% ../nbs/core/60_report.ipynb #c2
 import io
@@ -393,6 +393,14 @@ def png(fig) -> bytes:
     return buffer.getvalue()
 
 # %% ../nbs/core/60_report.ipynb #c35
+def write_figures(store: Store, where: str, table, runs, results: dict) -> str:
+    "Writes both figures of a section; gives what their files' names end with."
+    name = f"{slug(where)}.png"
+    write_whole(store.folder/f"fig_cells_{name}", png(figure_cells(table, runs, where)))
+    write_whole(store.folder/f"fig_curves_{name}", png(figure_curves(results, where)))
+    return name
+
+# %% ../nbs/core/60_report.ipynb #c36
 def write_report(
     store: Store,          # of the table
     title: str,            # of the report
@@ -415,10 +423,7 @@ def write_report(
     last = {text: where for where, text in choices.items()}  # what sections share comes once
     for where, own in parts.items():
         part = table[table.section == where]
-        fig = f"{slug(where)}.png"
-        write_whole(store.folder/f"fig_cells_{fig}",
-                    png(figure_cells(part, runs[runs.section == where], where)))
-        write_whole(store.folder/f"fig_curves_{fig}", png(figure_curves(own, where)))
+        fig = write_figures(store, where, part, runs[runs.section == where], own)
         text += [f"\n## {where}\n", *[f"> {note}\n" for note in notes(own)],
                  markdown(readable(part)),
                  f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n"]
@@ -429,7 +434,7 @@ def write_report(
     write_whole(store.folder/"table.md", ("\n".join(text).rstrip() + "\n").encode())
     return table
 
-# %% ../nbs/core/60_report.ipynb #c36
+# %% ../nbs/core/60_report.ipynb #c37
 READING = (
     "Test accuracy in percent: mean ± sample standard deviation over seeds (number of seeds). "
     "*Last epoch* is the number to compare; *best epoch* picks the epoch by its test accuracy and "

@@ -18,7 +18,7 @@ from kdnb.registry import InputError
 from kdnb.store import Store, read_tensors
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
-CHANGING = ("seconds", "finished", "digest", "device")  # what two runs of one configuration may differ in
+CHANGING = ("seconds", "finished", "digest", "device", "commit")  # what two runs of one configuration may differ in
 
 
 def numbers(folder):
