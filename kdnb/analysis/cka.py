@@ -41,7 +41,7 @@ def cka(
     x: Tensor,   # features of one network, `[n, ...]`
     y: Tensor,   # features of another for the same images, `[n, ...]`
 ) -> Tensor:     # a scalar in [0, 1], float64; nan where all images have the same features
-    "Linear centred kernel alignment (Kornblith et al. 2019, Eq. 3)."
+    "Linear centred kernel alignment (Kornblith et al. 2019)."
     if len(x) != len(y):
         raise InputError(f"CKA compares the same images, not {len(x)} and {len(y)}.")
     x, y = centred(x), centred(y)
@@ -124,7 +124,7 @@ class Similarity(NamedTuple):
     rows: tuple[str, ...]    # layers of a
     columns: tuple[str, ...] # layers of b
 
-
+# %% ../../nbs/analysis/10_cka.ipynb #c29
 @torch.no_grad()
 def cka_matrix(
     a: nn.Module,

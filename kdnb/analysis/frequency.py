@@ -27,7 +27,7 @@ def low_pass(
     keep = distance(*x.shape[-2:], x.device) <= radius
     return torch.fft.ifft2(torch.fft.fft2(x) * keep).real
 
-
+# %% ../../nbs/analysis/40_frequency.ipynb #c8
 def high_pass(
     x: Tensor,                # images, `[..., h, w]`
     radius: float,
@@ -37,7 +37,7 @@ def high_pass(
     high = x - low_pass(x, radius)
     return high + x.mean((-2, -1), keepdim=True) if keep_mean and radius >= 0 else high
 
-# %% ../../nbs/analysis/40_frequency.ipynb #c12
+# %% ../../nbs/analysis/40_frequency.ipynb #c13
 def renormalised(
     filtered: Tensor,  # `[n, ch, h, w]`
     x: Tensor,         # the same images before, `[n, ch, h, w]`
@@ -50,7 +50,7 @@ def renormalised(
     scale = torch.where(flat, 0, x.std(dims, keepdim=True, correction=0) / new)
     return scale * centre + x.mean(dims, keepdim=True)
 
-# %% ../../nbs/analysis/40_frequency.ipynb #c15
+# %% ../../nbs/analysis/40_frequency.ipynb #c16
 @torch.no_grad()
 def accuracy_by_radius(
     net: nn.Module,

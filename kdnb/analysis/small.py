@@ -36,7 +36,7 @@ def train_small(
     learner.net.eval()
     return learner
 
-
+# %% ../../nbs/analysis/05_small.ipynb #c6
 def plain(
     x: Tensor,        # images, uint8 `[n, ch, h, w]`
     images: Images,   # the data set they belong to
