@@ -7,7 +7,7 @@ __all__ = ['ROOT', 'DASH', 'READING', 'paper_numbers', 'root', 'pair_of', 'role'
            'pair_text', 'pairs_of', 'flat', 'wording', 'training', 'distinctions', 'Row', 'mean_sd', 'paper_cell',
            'told', 'fit', 'place', 'summary', 'score_text', 'readable', 'overviews', 'overview_text', 'sections_text',
            'markdown', 'cell_names', 'figure_cells', 'curve_panels', 'figure_curves', 'mean_curve', 'slug', 'png',
-           'write_figures', 'write_report', 'top_notes', 'notes', 'settings_text']
+           'write_section', 'write_report', 'top_notes', 'notes', 'settings_text']
 
 # %% ../nbs/core/60_report.ipynb #c2
 import io
@@ -393,12 +393,15 @@ def png(fig) -> bytes:
     return buffer.getvalue()
 
 # %% ../nbs/core/60_report.ipynb #c35
-def write_figures(store: Store, where: str, table, runs, results: dict) -> str:
-    "Writes both figures of a section; gives what their files' names end with."
-    name = f"{slug(where)}.png"
-    write_whole(store.folder/f"fig_cells_{name}", png(figure_cells(table, runs, where)))
-    write_whole(store.folder/f"fig_curves_{name}", png(figure_curves(results, where)))
-    return name
+def write_section(
+    store: Store, where: str, part: pd.DataFrame, runs: pd.DataFrame, own: dict[str, dict],
+) -> list[str]:
+    "Writes the figures of a section; gives its text."
+    fig = f"{slug(where)}.png"
+    write_whole(store.folder/f"fig_cells_{fig}", png(figure_cells(part, runs, where)))
+    write_whole(store.folder/f"fig_curves_{fig}", png(figure_curves(own, where)))
+    return [f"\n## {where}\n", *[f"> {note}\n" for note in notes(own)], markdown(readable(part)),
+            f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n"]
 
 # %% ../nbs/core/60_report.ipynb #c36
 def write_report(
@@ -422,11 +425,8 @@ def write_report(
     choices = {where: settings_text(own) for where, own in parts.items()}
     last = {text: where for where, text in choices.items()}  # what sections share comes once
     for where, own in parts.items():
-        part = table[table.section == where]
-        fig = write_figures(store, where, part, runs[runs.section == where], own)
-        text += [f"\n## {where}\n", *[f"> {note}\n" for note in notes(own)],
-                 markdown(readable(part)),
-                 f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n"]
+        cells = table[table.section == where], runs[runs.section == where]
+        text += write_section(store, where, *cells, own)
         if last[choices[where]] == where:
             text += ["\nWhat decides these numbers, and where each choice comes from:\n",
                      choices[where]]
