@@ -146,10 +146,10 @@ def classify_loss(
 def initial_loss(
     learner: Learner, x: Tensor, y: Tensor, index: Tensor, taught: Out | None,
 ) -> Tensor:
-    "The weighted first stages of the terms that have one."
+    "The first stages of the terms that have one, without weight: there is nothing beside them."
     with autocast(learner.device, learner.run.precision): out = learner.net(x)
-    return sum(part.alpha * term.initial(out, taught, y, index)
-               for part, term in zip(learner.run.parts, learner.terms) if term.initial_epochs)
+    return sum(term.initial(out, taught, y, index)
+               for term in learner.terms if term.initial_epochs)
 
 # %% ../../nbs/experiments/20_train.ipynb #c11
 def contrast_loss(
