@@ -8,10 +8,10 @@ __all__ = ['PAPERS', 'EQUAL', 'HOLDS', 'FAILS', 'UNKNOWN', 'STEP', 'SEPARATE', '
            'allowed', 'runnable', 'selected', 'Contrast', 'plain', 'alike', 'rivals', 'couples', 'couple_name', 'each',
            'mean_of', 'gains', 'relative', 'largest', 'contrasts', 'digits_of', 'inside', 'errors', 'told_values',
            'interval', 'spreads', 'power', 'detectable', 'seeds_needed', 'equal_verdict', 'verdict', 'protocol_of',
-           'accuracy', 'evidence', 'seedless', 'spec_of', 'asked', 'fits', 'runs_of', 'samples', 'collapse_verdict',
-           'judged', 'estimate', 'planned', 'claims_table', 'proofs', 'sentence', 'row_of', 'ledger', 'shared', 'shown',
-           'slips', 'linked', 'ours', 'readable_claims', 'figure_verdicts', 'claims_text', 'write_claims',
-           'reports_folder']
+           'Trial', 'trial', 'gathered', 'evidence', 'seedless', 'spec_of', 'asked', 'fits', 'runs_of', 'samples',
+           'collapse_verdict', 'judged', 'estimate', 'planned', 'claims_table', 'proofs', 'sentence', 'row_of',
+           'ledger', 'shared', 'shown', 'slips', 'linked', 'ours', 'readable_claims', 'figure_verdicts', 'claims_text',
+           'write_claims', 'reports_folder']
 
 # %% ../../nbs/analysis/80_claims.ipynb #c2
 import itertools
@@ -106,10 +106,11 @@ def selected(selector: str, paper: str, cells: list[Cell]) -> list[Cell]:
         return [Cell(paper, "", "another source", value=float(selector[6:]))]
     if selector.startswith("run:"): return runnable(fields_of(selector[4:]), paper)
     fields = {"paper": [paper]} | fields_of(selector)
-    found = [cell for cell in cells if all(allowed(cell, *field) for field in fields.items())]
+    found = cells
+    for field in fields.items(): found = [cell for cell in found if allowed(cell, *field)]
     for name, values in reversed(fields.items()):
         if name != "setting" and len(values) > 1:
-            found.sort(key=lambda cell: values.index(getattr(cell, name)))
+            found = sorted(found, key=lambda cell: values.index(getattr(cell, name)))
     return list(dict.fromkeys(found))
 
 # %% ../../nbs/analysis/80_claims.ipynb #c12
@@ -331,8 +332,7 @@ def verdict(samples, margin: float = np.nan, equal: bool = False) -> str:
     wide = [interval(column, 1 - 0.05 / samples.shape[1]) for column in samples.T]
     if equal: return equal_verdict(plain, wide)
     if any(high < 0 for _, high in wide): return CONTRADICTED
-    if not several and margin > EQUAL and -EQUAL < plain[0][0] < plain[0][1] < EQUAL:
-        return CONTRADICTED
+    if not several and plain[0][0] <= 0 and margin - plain[0][1] > EQUAL: return CONTRADICTED
     if all(low > 0 for low, _ in plain):
         size = np.isfinite(plain).all() and (several or not plain[0][1] < margin)
         return HOLDS if size else DIRECTION
@@ -350,31 +350,53 @@ def protocol_of(text: str) -> tuple[list[str], str, bool]:
     return words[0].split(" and "), words[1] if len(words) > 1 else "", len(words) > 2
 
 
-def accuracy(record: dict) -> float:
-    "Test accuracy of the last epoch, minus infinity for a run that diverged."
-    return record["last"]["test"] if record["outcome"] == "finished" else -np.inf
+@dataclass(frozen=True)
+class Trial:
+    "A run that compares with a paper's."
+    config: dict
+    protocols: list      # that it belongs to
+    preset: str
+    way: str             # digest of all that tells it apart but the seed
+    score: float         # test accuracy, last epoch; minus infinity where it diverged
+    validation: float    # accuracy, last epoch
+    path: str
+
+    @property
+    def seed(self) -> int: return self.config["seed"]
+
+    @property
+    def key(self) -> tuple:
+        "Preset, data set and network."
+        return self.preset, self.config["data"].split()[0], self.config["net"]
 
 # %% ../../nbs/analysis/80_claims.ipynb #c42
-def evidence(reports: Path) -> pd.DataFrame:
-    "All runs in a folder of reports that compare with a paper's, a row each."
-    rows, seen = [], set()
-    for path in sorted(Path(reports).glob("*/runs/*.json")):
-        record = read_result(path)
-        config = record["config"]
-        protocols, preset, changed = protocol_of(config["protocol"])
-        if preset not in PRESETS or changed or record.get("note") or path.stem in seen: continue
-        seen.add(path.stem)
-        validated = [row["val"] for row in record["history"] if "val" in row]
-        rows.append({"config": config, "protocols": protocols, "preset": preset,
-                     "dataset": config["data"].split()[0], "seed": config["seed"],
-                     "group": f"{config['data']} {config['precision']}",
-                     "cell": digest_of(seedless(config)), "score": accuracy(record),
-                     "validation": validated[-1] if validated else np.nan,
-                     "path": f"{path.parts[-3]}/runs/{path.name}"})
-    return pd.DataFrame(rows, columns=["config", "protocols", "preset", "dataset", "seed", "group",
-                                       "cell", "score", "validation", "path"])
+def trial(record: dict, path: str) -> Trial | None:
+    "A result as a trial; nothing where it does not compare with a paper's."
+    config = record["config"]
+    protocols, preset, changed = protocol_of(config["protocol"])
+    if preset not in PRESETS or changed or record.get("note"): return None
+    validated = [row["val"] for row in record["history"] if "val" in row]
+    score = record["last"]["test"] if record["outcome"] == "finished" else -np.inf
+    return Trial(config, protocols, preset, digest_of(seedless(config)), score,
+                 validated[-1] if validated else np.nan, path)
+
+
+def gathered(records: dict[str, dict]) -> dict[tuple, list[Trial]]:
+    "Trials by what `Trial.key` says, from results by path; the same run counts once."
+    found = {}
+    for path, record in records.items():
+        one = trial(record, path)
+        if one: found.setdefault(digest_of(one.config), one)
+    return {key: [one for one in found.values() if one.key == key]
+            for key in {one.key for one in found.values()}}
 
 # %% ../../nbs/analysis/80_claims.ipynb #c43
+def evidence(reports: Path) -> dict[tuple, list[Trial]]:
+    "All runs in a folder of reports that compare with a paper's."
+    return gathered({f"{path.parts[-3]}/runs/{path.name}": read_result(path)
+                     for path in sorted(Path(reports).glob("*/runs/*.json"))})
+
+# %% ../../nbs/analysis/80_claims.ipynb #c44
 def seedless(config: dict) -> dict:
     "A configuration without what tells its seeds apart."
     kept = {k: v for k, v in config.items() if k not in ("seed", "label", "teacher")}
@@ -390,7 +412,7 @@ def spec_of(cell: Cell) -> str:
     first, plus, rest = cell.method.partition("+")
     return "@".join([first, *given]) + plus + rest
 
-# %% ../../nbs/analysis/80_claims.ipynb #c44
+# %% ../../nbs/analysis/80_claims.ipynb #c45
 @lru_cache(maxsize=None)
 def asked(cell: Cell, protocol: str) -> list[dict]:
     "The options that each loss of a cell has in its table, or those that the cell asks for."
@@ -403,7 +425,7 @@ def asked(cell: Cell, protocol: str) -> list[dict]:
     return [dict(p.options) | {"weight": p.alpha} | ({"batch": way.batch} if way else {})
             for p in terms(spec, pair, BENCHMARK_EPOCHS)[0]]
 
-# %% ../../nbs/analysis/80_claims.ipynb #c45
+# %% ../../nbs/analysis/80_claims.ipynb #c46
 def fits(cell: Cell, config: dict, protocol: str) -> bool:
     "Whether a run is one of a cell's."
     if cell.method in ("teacher", "student"):
@@ -419,43 +441,42 @@ def fits(cell: Cell, config: dict, protocol: str) -> bool:
     return all(told(config, p).get(k) == v for p, options in zip(config["parts"],
                asked(cell, protocol)) for k, v in options.items())
 
-# %% ../../nbs/analysis/80_claims.ipynb #c46
-def runs_of(cell: Cell, runs: pd.DataFrame, preset: str, protocol: str) -> pd.DataFrame:
-    "The runs of a cell under a protocol: of several weights the one with most seeds."
-    found = runs[(runs.preset == preset) & (runs.dataset == cell.dataset)]
-    keep = [bool({protocol, "teachers"} & set(row.protocols)) and fits(cell, row.config, protocol)
-            for row in found.itertuples()]
-    found = found[np.array(keep, bool)]
-    if not len(found): return found
-    ways = found.groupby(["group", "cell"]).validation.agg(["size", "mean"])
-    group, way = ways.sort_values(["size", "mean"], kind="stable").index[-1]
-    return found[(found.group == group) & (found.cell == way)].set_index("seed")
-
-# %% ../../nbs/analysis/80_claims.ipynb #c48
-def samples(found: list[Contrast], runs: pd.DataFrame, preset: str, protocol: str):
-    """The contrasts of each seed that all cells have, a column per contrast, and the runs' files;
-    nothing where a cell was not run, or on other data or in another precision."""
-    cells = list(dict.fromkeys(cell for contrast in found for cell in contrast.cells))
-    own = {cell: runs_of(cell, runs, preset, protocol) for cell in cells}
-    if len({tuple(rows.group.unique()) for rows in own.values()}) != 1: return None, []
-    seeds = sorted(set.intersection(*[set(rows.index) for rows in own.values()]))
-    if not seeds: return None, []
-    scores = {cell: rows.score for cell, rows in own.items()}
-    values = np.array([[contrast.value(lambda cell: scores[cell][seed]) for contrast in found]
-                       for seed in seeds])
-    paths = {path for rows in own.values() for path in rows.path[rows.index.isin(seeds)]}
-    return values, sorted(paths)
+# %% ../../nbs/analysis/80_claims.ipynb #c47
+def runs_of(cell: Cell, runs: dict, preset: str, protocol: str) -> dict[int, Trial]:
+    "A cell's runs under a protocol, by seed: of several weights those of the one with most seeds."
+    net, ways = cell.teacher if cell.method == "teacher" else cell.student, {}
+    for one in runs.get((preset, cell.dataset, net), []):
+        if {protocol, "teachers"} & set(one.protocols) and fits(cell, one.config, protocol):
+            ways.setdefault(one.way, {})[one.seed] = one
+    def rank(trials): return len(trials), np.mean([one.validation for one in trials.values()])
+    return max(ways.values(), key=rank, default={})
 
 # %% ../../nbs/analysis/80_claims.ipynb #c49
+def samples(found: list[Contrast], runs: dict, preset: str, protocol: str):
+    """The contrasts of each seed that all cells have, a column per contrast, and the runs' files;
+    nothing where a cell was not run, or on other data or in another precision."""
+    own = {}
+    for cell in dict.fromkeys(cell for contrast in found for cell in contrast.cells):
+        own[cell] = runs_of(cell, runs, preset, protocol)
+        if not own[cell]: return None, []
+    kinds = {(one.config["data"], one.config["precision"])
+             for trials in own.values() for one in trials.values()}
+    seeds = sorted(set.intersection(*map(set, own.values())))
+    if len(kinds) > 1 or not seeds: return None, []
+    values = np.array([[contrast.value(lambda cell: own[cell][seed].score) for contrast in found]
+                       for seed in seeds])
+    return values, sorted({trials[seed].path for trials in own.values() for seed in seeds})
+
+# %% ../../nbs/analysis/80_claims.ipynb #c50
 def collapse_verdict(found: pd.Series) -> str:
     "The verdict on a claim that training diverges."
     if len(found) < 2: return SEPARATE
     return HOLDS if np.isinf(found).all() else SEPARATE if np.isinf(found).any() else CONTRADICTED
 
 
-def judged(claim, cells: list[Cell], runs: pd.DataFrame) -> list[dict]:
+def judged(claim, cells: list[Cell], runs: dict) -> list[dict]:
     "What runs say about a claim, for each protocol under which all that it needs was run."
-    if claim.relation == "text" or not len(runs): return []
+    if claim.relation == "text" or not runs: return []
     found = contrasts(claim, cells) if claim.relation != "diverges" else [
         plain(cell.name, {cell: 1}) for cell in selected(claim.left, claim.paper, cells)]
     answers = []
@@ -469,7 +490,7 @@ def judged(claim, cells: list[Cell], runs: pd.DataFrame) -> list[dict]:
                         "runs": paths} | estimate(values, found, margin))
     return answers
 
-# %% ../../nbs/analysis/80_claims.ipynb #c50
+# %% ../../nbs/analysis/80_claims.ipynb #c51
 def estimate(values: np.ndarray, found: list[Contrast], margin: float) -> dict:
     "Seeds, mean, interval, what could have been found, and what the claimed gaps would need."
     with np.errstate(invalid="ignore"): means = values.mean(1)
@@ -494,7 +515,7 @@ def planned(claim, cells: list[Cell]) -> float:
         needed.append(seeds_needed(gap, spread) if spread > 0 else np.nan)
     return max(needed) if needed and not np.isnan(needed).any() else np.nan
 
-# %% ../../nbs/analysis/80_claims.ipynb #c56
+# %% ../../nbs/analysis/80_claims.ipynb #c57
 def claims_table(name: str, root: Path = ROOT) -> pd.DataFrame:
     "A file of `papers/` with all columns as text."
     return pd.read_csv(root/"papers"/f"{name}.csv", dtype=str, keep_default_na=False)
@@ -504,14 +525,14 @@ def proofs(key: str, algebra: pd.DataFrame, column: str = "claim") -> pd.DataFra
     "The rows of `papers/algebra.csv` that belong to a claim or a slip."
     return algebra[[key in keys.split(";") for keys in algebra[column]]]
 
-# %% ../../nbs/analysis/80_claims.ipynb #c57
+# %% ../../nbs/analysis/80_claims.ipynb #c58
 def sentence(proof) -> str:
     "A proved or refuted statement in words."
     because = f" ({proof.because})" if proof.because else ""
     return f"{'False' if proof.verdict == PROVED['false'] else 'True'}: {proof.statement}{because}."
 
 
-def row_of(claim, cells: list[Cell], algebra: pd.DataFrame, runs: pd.DataFrame) -> dict:
+def row_of(claim, cells: list[Cell], algebra: pd.DataFrame, runs: dict) -> dict:
     "A claim's row of the ledger."
     said, text = inside(claim, cells)
     answers, proved = judged(claim, cells, runs), proofs(claim.id, algebra)
@@ -525,19 +546,19 @@ def row_of(claim, cells: list[Cell], algebra: pd.DataFrame, runs: pd.DataFrame) 
         first = {"verdict": OPEN, "statement": f"The paper does not say {claim.missing}."}
     also = "; ".join(f"{a['protocol']}: {a['verdict']}" for a in answers[1:])
     return {"id": claim.id, "paper": claim.paper, "place": claim.place, "claim": claim.claim,
-            "recomputed": text, "inside": said} | {
+            "test": claim.test, "recomputed": text, "inside": said} | {
         name: first.get(name, "") for name in ("protocol", "n", "difference", "low", "high",
                                                "detectable", "seeds", "statement", "verdict")} | {
         "also": also, "evidence": ";".join(first.get("runs", []))}
 
-# %% ../../nbs/analysis/80_claims.ipynb #c58
+# %% ../../nbs/analysis/80_claims.ipynb #c59
 def ledger(reports: Path) -> pd.DataFrame:
     "All claims with their verdicts, from the runs in a folder of reports."
     claims, algebra = claims_table("claims"), claims_table("algebra")
     cells, runs = numbers(), evidence(reports)
     return pd.DataFrame([row_of(claim, cells, algebra, runs) for claim in claims.itertuples()])
 
-# %% ../../nbs/analysis/80_claims.ipynb #c63
+# %% ../../nbs/analysis/80_claims.ipynb #c64
 def shared(left: list[Cell], right: list[Cell]) -> str:
     "How many numbers two papers both print, and which differ."
     def key(cell): return cell.dataset, cell.metric, cell.teacher, cell.student, cell.method
@@ -548,7 +569,7 @@ def shared(left: list[Cell], right: list[Cell]) -> str:
              if abs(ours[k].value - theirs[k].value) > 1e-9]
     return f"{len(both)} cells, {len(other)} differ: {'; '.join(other)}"
 
-# %% ../../nbs/analysis/80_claims.ipynb #c64
+# %% ../../nbs/analysis/80_claims.ipynb #c65
 def shown(slip, cells: list[Cell], book: pd.DataFrame, algebra: pd.DataFrame) -> str:
     "What a slip's numbers come out as."
     def cells_of(selector): return selected(selector, slip.paper, cells)
@@ -562,7 +583,7 @@ def shown(slip, cells: list[Cell], book: pd.DataFrame, algebra: pd.DataFrame) ->
     proved = proofs(slip.id, algebra, "slip")
     return "proved" if len(proved) else "of words, nothing to compute"
 
-# %% ../../nbs/analysis/80_claims.ipynb #c65
+# %% ../../nbs/analysis/80_claims.ipynb #c66
 def slips(book: pd.DataFrame) -> pd.DataFrame:
     "All slips with what they come out as, and the notebooks that prove something about them."
     cells, algebra, rows = numbers(), claims_table("algebra"), []
@@ -573,7 +594,7 @@ def slips(book: pd.DataFrame) -> pd.DataFrame:
                      "recomputed": shown(slip, cells, book, algebra), "proof": proved})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/analysis/80_claims.ipynb #c68
+# %% ../../nbs/analysis/80_claims.ipynb #c69
 def linked(evidence: str) -> str:
     "Links to the folders of runs and to notebooks."
     def link(path):
@@ -587,14 +608,15 @@ def ours(row) -> str:
     if row.statement: return row.statement
     need = "" if pd.isna(row.seeds) or row.seeds == "" else f"{row.seeds:.0f}"
     if row.verdict == NOT_RUN:
-        return f"about {need} seeds, by the printed spreads" if need else DASH
+        plan = [row.test, f"about {need} seeds, by the printed spreads" if need else ""]
+        return "; ".join(filter(None, plan)) or DASH
     text = f"{row.protocol}, n = {row.n:.0f}"
     if not pd.isna(row.difference):
         text += (f": {row.difference:+.2f} [{row.low:.2f}, {row.high:.2f}]"
                  f", detectable {row.detectable:.2f}" if row.n > 1 else f": {row.difference:+.2f}")
     return text + (f", {need} seeds needed" * bool(need)) + (f" ({row.also})" if row.also else "")
 
-# %% ../../nbs/analysis/80_claims.ipynb #c69
+# %% ../../nbs/analysis/80_claims.ipynb #c70
 def readable_claims(book: pd.DataFrame) -> pd.DataFrame:
     "The ledger as it is printed."
     return pd.DataFrame({
@@ -605,7 +627,7 @@ def readable_claims(book: pd.DataFrame) -> pd.DataFrame:
         "verdict": [f"**{word}**" for word in book.verdict],
         "evidence": [linked(paths) or DASH for paths in book.evidence]})
 
-# %% ../../nbs/analysis/80_claims.ipynb #c70
+# %% ../../nbs/analysis/80_claims.ipynb #c71
 SHADES = dict(zip(VERDICTS, ("#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#8A6D00", "#0072B2",
                              "#0072B2", "#CCCCCC")))
 INSIDE = dict(zip((HOLDS, FAILS, UNKNOWN), ("#009E73", "#D55E00", "#CCCCCC")))
@@ -631,17 +653,19 @@ def figure_verdicts(book: pd.DataFrame):
         axes[1].set_title("by runs and by algebra")
     return fig
 
-# %% ../../nbs/analysis/80_claims.ipynb #c72
+# %% ../../nbs/analysis/80_claims.ipynb #c73
 READING = f"""Each claim is asked twice. *In the paper's numbers*: what its tables say, recomputed,
 with the number that was printed for it. *Runs or proof*: the mean difference over seeds in
 percentage points, in the claimed direction, its 95 % interval from pairs of runs with one seed,
 the smallest gap that these runs would find with a probability of 80 %, and the seeds that the
 claimed gap needs. Runs count if they are on the paper's data, with its networks, under the preset
-paper or fast, none of whose values was changed. The rule that gives a verdict is in
-[80_claims](../nbs/analysis/80_claims.ipynb). About equal is within {EQUAL}. A dash: nothing to
-show. The papers' numbers, the claims and the proofs are the files of `papers/`."""
+paper or fast, none of whose values was changed. Where there are none stands how the claim would be
+tested, and the seeds that its gap would need by the printed spreads, were runs not paired. The
+rule that gives a verdict is in [80_claims](../nbs/analysis/80_claims.ipynb). About equal is
+within {EQUAL}. A dash: nothing to show. The papers' numbers, the claims and the proofs are the
+files of `papers/`."""
 
-# %% ../../nbs/analysis/80_claims.ipynb #c73
+# %% ../../nbs/analysis/80_claims.ipynb #c74
 def claims_text(book: pd.DataFrame, faults: pd.DataFrame) -> str:
     "The ledger as Markdown."
     counts = book.groupby(["paper", "verdict"], sort=False).size().unstack(fill_value=0)
@@ -655,7 +679,7 @@ def claims_text(book: pd.DataFrame, faults: pd.DataFrame) -> str:
              markdown(faults.assign(proof=proofs))]
     return "\n".join(text) + "\n"
 
-# %% ../../nbs/analysis/80_claims.ipynb #c74
+# %% ../../nbs/analysis/80_claims.ipynb #c75
 def write_claims(reports: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Writes the ledger of all runs in a folder of reports; gives claims and slips."
     book = ledger(reports)
