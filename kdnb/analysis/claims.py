@@ -6,12 +6,12 @@
 __all__ = ['PAPERS', 'EQUAL', 'HOLDS', 'FAILS', 'UNKNOWN', 'STEP', 'SEPARATE', 'DIRECTION', 'CONTRADICTED', 'OPEN', 'NOT_RUN',
            'PROVED', 'VERDICTS', 'PRESETS', 'PROTOCOLS', 'SHADES', 'INSIDE', 'READING', 'Cell', 'numbers', 'fields_of',
            'allowed', 'runnable', 'selected', 'Contrast', 'plain', 'alike', 'rivals', 'couples', 'couple_name', 'each',
-           'mean_of', 'gains', 'relative', 'largest', 'contrasts', 'digits_of', 'inside', 'errors', 'told_values',
-           'interval', 'spreads', 'power', 'detectable', 'seeds_needed', 'equal_verdict', 'verdict', 'protocol_of',
-           'Trial', 'trial', 'gathered', 'evidence', 'seedless', 'spec_of', 'asked', 'fits', 'runs_of', 'samples',
-           'collapse_verdict', 'judged', 'estimate', 'planned', 'claims_table', 'proofs', 'sentence', 'row_of',
-           'ledger', 'shared', 'shown', 'slips', 'linked', 'ours', 'readable_claims', 'figure_verdicts', 'claims_text',
-           'write_claims', 'reports_folder']
+           'mean_of', 'gains', 'relative', 'largest', 'contrasts', 'closest', 'digits_of', 'inside', 'errors',
+           'told_values', 'interval', 'spreads', 'power', 'detectable', 'seeds_needed', 'equal_verdict',
+           'several_verdict', 'verdict', 'protocol_of', 'Trial', 'trial', 'gathered', 'evidence', 'seedless', 'spec_of',
+           'asked', 'fits', 'runs_of', 'samples', 'collapse_verdict', 'judged', 'estimate', 'planned', 'claims_table',
+           'proofs', 'sentence', 'row_of', 'ledger', 'shared', 'shown', 'slips', 'linked', 'ours', 'readable_claims',
+           'figure_verdicts', 'claims_text', 'write_claims', 'reports_folder']
 
 # %% ../../nbs/analysis/80_claims.ipynb #c2
 import itertools
@@ -163,9 +163,10 @@ def couple_name(a: Cell, b: Cell) -> str:
     both = [(getattr(a, name), getattr(b, name))
             for name in ("teacher", "student", "metric", "dataset", "method", "setting")]
     differ = [(x, y) for x, y in both if x != y and x and y]
-    shared = [x for x, y in both[:3] if x == y and x and x != "top1"]
+    nets = " → ".join(x for x, y in both[:2] if x == y and x)
+    metric = a.metric if a.metric == b.metric != "top1" else ""
     sides = " : ".join(" ".join(side) for side in zip(*differ))
-    return f"{' → '.join(shared[:2])}{' ' * bool(shared)}({sides})"
+    return " ".join(filter(None, [nets, metric, f"({sides})"]))
 
 
 def each(pairs: list, sign: int = 1) -> list[Contrast]:
@@ -219,6 +220,15 @@ def contrasts(claim, cells: list[Cell]) -> list[Contrast]:
     return each(pairs, -1 if claim.relation.startswith("lt") else 1)
 
 # %% ../../nbs/analysis/80_claims.ipynb #c21
+def closest(found: list[Contrast], values: np.ndarray) -> tuple[list[Contrast], np.ndarray]:
+    "Of the comparisons of each left cell, the one with the best of the others."
+    least = {}
+    for contrast, value in zip(found, values):
+        left = contrast.cells[0]
+        if left not in least or value < least[left][1]: least[left] = contrast, value
+    return [contrast for contrast, _ in least.values()], np.array([v for _, v in least.values()])
+
+# %% ../../nbs/analysis/80_claims.ipynb #c22
 EQUAL = 0.3  # percentage points
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot be recomputed"
 
@@ -236,13 +246,15 @@ def inside(claim, cells: list[Cell]) -> tuple[str, str]:
     found = contrasts(claim, cells) if claim.relation != "text" else []
     values = np.array([contrast.value(lambda cell: cell.value) for contrast in found])
     if not found or np.isnan(values).any(): return UNKNOWN, DASH
+    if claim.relation == "best_in": found, values = closest(found, values)
     if claim.relation == "eq": good = np.abs(values) <= EQUAL + 1e-9
     else: good = values > 1e-9
     same = not claim.margin or (
         abs(values[0] - abs(float(claim.margin))) <= digits_of(claim.margin))
-    return HOLDS if good.all() and same else FAILS, told_values(claim, found, values, good)
+    enough = good.sum() > 1 if claim.relation == "gt_some" else good.all()
+    return HOLDS if enough and same else FAILS, told_values(claim, found, values, good)
 
-# %% ../../nbs/analysis/80_claims.ipynb #c22
+# %% ../../nbs/analysis/80_claims.ipynb #c23
 def errors(contrast: Contrast) -> float:
     "A contrast in standard errors, from printed spreads; NaN where there are none."
     weights, _ = contrast.parts[0]
@@ -266,7 +278,7 @@ def told_values(claim, found: list[Contrast], values, good) -> str:
     many = errors(found[0])
     return text + (f", {abs(many):.1f} standard errors" if np.isfinite(many) else "")
 
-# %% ../../nbs/analysis/80_claims.ipynb #c25
+# %% ../../nbs/analysis/80_claims.ipynb #c26
 STEP = 0.01
 
 
@@ -282,7 +294,7 @@ def interval(values, confidence: float = 0.95) -> tuple[float, float]:
     half = t.ppf(0.5 + confidence / 2, len(values) - 1) * spread
     return values.mean() - half, values.mean() + half
 
-# %% ../../nbs/analysis/80_claims.ipynb #c26
+# %% ../../nbs/analysis/80_claims.ipynb #c27
 @lru_cache(maxsize=None)
 def spreads(n: int) -> np.ndarray:
     "Four thousand equally likely values of a sample standard deviation, over the true one."
@@ -301,7 +313,7 @@ def detectable(sd: float, n: int, wanted: float = 0.8) -> float:
     sd = max(sd, STEP)
     return brentq(lambda gap: power(gap, sd, n) - wanted, 0.0, 100 * sd)
 
-# %% ../../nbs/analysis/80_claims.ipynb #c27
+# %% ../../nbs/analysis/80_claims.ipynb #c28
 def seeds_needed(gap: float, sd: float, wanted: float = 0.8) -> float:
     "How many seeds find a gap with the wanted probability; NaN where there is none to find."
     if not gap > 0 or not np.isfinite(sd): return np.nan
@@ -310,27 +322,34 @@ def seeds_needed(gap: float, sd: float, wanted: float = 0.8) -> float:
     while power(gap, sd, n) < wanted: n += 1
     return n
 
-# %% ../../nbs/analysis/80_claims.ipynb #c32
+# %% ../../nbs/analysis/80_claims.ipynb #c33
 SEPARATE, DIRECTION, CONTRADICTED = "not separable at this n", "direction only", "contradicted"
 OPEN, NOT_RUN = "underspecified", "not run"
 PROVED = {"holds": "decided by algebra: holds", "false": "decided by algebra: false"}
 VERDICTS = (HOLDS, DIRECTION, SEPARATE, CONTRADICTED, OPEN, *PROVED.values(), NOT_RUN)
 
-# %% ../../nbs/analysis/80_claims.ipynb #c33
+# %% ../../nbs/analysis/80_claims.ipynb #c34
 def equal_verdict(plain: list, wide: list) -> str:
     "The verdict on a claim that values are about equal."
     if any(low > EQUAL or high < -EQUAL for low, high in wide): return CONTRADICTED
     return HOLDS if all(low > -EQUAL and high < EQUAL for low, high in plain) else SEPARATE
 
-# %% ../../nbs/analysis/80_claims.ipynb #c34
-def verdict(samples, margin: float = np.nan, equal: bool = False) -> str:
-    """The verdict on contrasts that are claimed to be above 0, or about 0 where `equal`: a row
+
+def several_verdict(wide: list) -> str:
+    "The verdict on a claim that at least two of many contrasts are above 0."
+    if sum(high > 0 for _, high in wide) < 2: return CONTRADICTED
+    return HOLDS if sum(low > 0 for low, _ in wide) > 1 else SEPARATE
+
+# %% ../../nbs/analysis/80_claims.ipynb #c35
+def verdict(samples, margin: float = np.nan, relation: str = "gt") -> str:
+    """The verdict on contrasts that a relation claims to be above 0, or about 0 for "eq": a row
     of `samples` per seed, a column per contrast, infinite for runs that diverged."""
     samples = np.asarray(samples, float)
     several = samples.shape[1] > 1
     plain = [interval(column) for column in samples.T]
     wide = [interval(column, 1 - 0.05 / samples.shape[1]) for column in samples.T]
-    if equal: return equal_verdict(plain, wide)
+    if relation == "eq": return equal_verdict(plain, wide)
+    if relation == "gt_some": return several_verdict(wide)
     if any(high < 0 for _, high in wide): return CONTRADICTED
     if not several and plain[0][0] <= 0 and margin - plain[0][1] > EQUAL: return CONTRADICTED
     if all(low > 0 for low, _ in plain):
@@ -339,7 +358,7 @@ def verdict(samples, margin: float = np.nan, equal: bool = False) -> str:
     with np.errstate(invalid="ignore"): means = samples.mean(1)
     return DIRECTION if several and interval(means)[0] > 0 else SEPARATE
 
-# %% ../../nbs/analysis/80_claims.ipynb #c41
+# %% ../../nbs/analysis/80_claims.ipynb #c42
 PRESETS, PROTOCOLS = ("paper", "fast"), ("matched", "as-published", "")
 
 
@@ -369,7 +388,7 @@ class Trial:
         "Preset, data set and network."
         return self.preset, self.config["data"].split()[0], self.config["net"]
 
-# %% ../../nbs/analysis/80_claims.ipynb #c42
+# %% ../../nbs/analysis/80_claims.ipynb #c43
 def trial(record: dict, path: str) -> Trial | None:
     "A result as a trial; nothing where it does not compare with a paper's."
     config = record["config"]
@@ -390,13 +409,13 @@ def gathered(records: dict[str, dict]) -> dict[tuple, list[Trial]]:
     return {key: [one for one in found.values() if one.key == key]
             for key in {one.key for one in found.values()}}
 
-# %% ../../nbs/analysis/80_claims.ipynb #c43
+# %% ../../nbs/analysis/80_claims.ipynb #c44
 def evidence(reports: Path) -> dict[tuple, list[Trial]]:
     "All runs in a folder of reports that compare with a paper's."
     return gathered({f"{path.parts[-3]}/runs/{path.name}": read_result(path)
                      for path in sorted(Path(reports).glob("*/runs/*.json"))})
 
-# %% ../../nbs/analysis/80_claims.ipynb #c44
+# %% ../../nbs/analysis/80_claims.ipynb #c45
 def seedless(config: dict) -> dict:
     "A configuration without what tells its seeds apart."
     kept = {k: v for k, v in config.items() if k not in ("seed", "label", "teacher")}
@@ -412,7 +431,7 @@ def spec_of(cell: Cell) -> str:
     first, plus, rest = cell.method.partition("+")
     return "@".join([first, *given]) + plus + rest
 
-# %% ../../nbs/analysis/80_claims.ipynb #c45
+# %% ../../nbs/analysis/80_claims.ipynb #c46
 @lru_cache(maxsize=None)
 def asked(cell: Cell, protocol: str) -> list[dict]:
     "The options that each loss of a cell has in its table, or those that the cell asks for."
@@ -425,7 +444,7 @@ def asked(cell: Cell, protocol: str) -> list[dict]:
     return [dict(p.options) | {"weight": p.alpha} | ({"batch": way.batch} if way else {})
             for p in terms(spec, pair, BENCHMARK_EPOCHS)[0]]
 
-# %% ../../nbs/analysis/80_claims.ipynb #c46
+# %% ../../nbs/analysis/80_claims.ipynb #c47
 def fits(cell: Cell, config: dict, protocol: str) -> bool:
     "Whether a run is one of a cell's."
     if cell.method in ("teacher", "student"):
@@ -441,7 +460,7 @@ def fits(cell: Cell, config: dict, protocol: str) -> bool:
     return all(told(config, p).get(k) == v for p, options in zip(config["parts"],
                asked(cell, protocol)) for k, v in options.items())
 
-# %% ../../nbs/analysis/80_claims.ipynb #c47
+# %% ../../nbs/analysis/80_claims.ipynb #c48
 def runs_of(cell: Cell, runs: dict, preset: str, protocol: str) -> dict[int, Trial]:
     "A cell's runs under a protocol, by seed: of several weights those of the one with most seeds."
     net, ways = cell.teacher if cell.method == "teacher" else cell.student, {}
@@ -451,7 +470,7 @@ def runs_of(cell: Cell, runs: dict, preset: str, protocol: str) -> dict[int, Tri
     def rank(trials): return len(trials), np.mean([one.validation for one in trials.values()])
     return max(ways.values(), key=rank, default={})
 
-# %% ../../nbs/analysis/80_claims.ipynb #c49
+# %% ../../nbs/analysis/80_claims.ipynb #c50
 def samples(found: list[Contrast], runs: dict, preset: str, protocol: str):
     """The contrasts of each seed that all cells have, a column per contrast, and the runs' files;
     nothing where a cell was not run, or on other data or in another precision."""
@@ -467,7 +486,7 @@ def samples(found: list[Contrast], runs: dict, preset: str, protocol: str):
                        for seed in seeds])
     return values, sorted({trials[seed].path for trials in own.values() for seed in seeds})
 
-# %% ../../nbs/analysis/80_claims.ipynb #c50
+# %% ../../nbs/analysis/80_claims.ipynb #c51
 def collapse_verdict(found: pd.Series) -> str:
     "The verdict on a claim that training diverges."
     if len(found) < 2: return SEPARATE
@@ -485,12 +504,12 @@ def judged(claim, cells: list[Cell], runs: dict) -> list[dict]:
         if values is None: continue
         margin = abs(float(claim.margin or np.nan))
         if claim.relation == "diverges": said = collapse_verdict(pd.Series(values[:, 0]))
-        else: said = verdict(values, margin - digits_of(claim.margin), claim.relation == "eq")
+        else: said = verdict(values, margin - digits_of(claim.margin), claim.relation)
         answers.append({"protocol": ", ".join(filter(None, [protocol, preset])), "verdict": said,
                         "runs": paths} | estimate(values, found, margin))
     return answers
 
-# %% ../../nbs/analysis/80_claims.ipynb #c51
+# %% ../../nbs/analysis/80_claims.ipynb #c52
 def estimate(values: np.ndarray, found: list[Contrast], margin: float) -> dict:
     "Seeds, mean, interval, what could have been found, and what the claimed gaps would need."
     with np.errstate(invalid="ignore"): means = values.mean(1)
@@ -515,7 +534,7 @@ def planned(claim, cells: list[Cell]) -> float:
         needed.append(seeds_needed(gap, spread) if spread > 0 else np.nan)
     return max(needed) if needed and not np.isnan(needed).any() else np.nan
 
-# %% ../../nbs/analysis/80_claims.ipynb #c57
+# %% ../../nbs/analysis/80_claims.ipynb #c58
 def claims_table(name: str, root: Path = ROOT) -> pd.DataFrame:
     "A file of `papers/` with all columns as text."
     return pd.read_csv(root/"papers"/f"{name}.csv", dtype=str, keep_default_na=False)
@@ -525,7 +544,7 @@ def proofs(key: str, algebra: pd.DataFrame, column: str = "claim") -> pd.DataFra
     "The rows of `papers/algebra.csv` that belong to a claim or a slip."
     return algebra[[key in keys.split(";") for keys in algebra[column]]]
 
-# %% ../../nbs/analysis/80_claims.ipynb #c58
+# %% ../../nbs/analysis/80_claims.ipynb #c59
 def sentence(proof) -> str:
     "A proved or refuted statement in words."
     because = f" ({proof.because})" if proof.because else ""
@@ -551,14 +570,14 @@ def row_of(claim, cells: list[Cell], algebra: pd.DataFrame, runs: dict) -> dict:
                                                "detectable", "seeds", "statement", "verdict")} | {
         "also": also, "evidence": ";".join(first.get("runs", []))}
 
-# %% ../../nbs/analysis/80_claims.ipynb #c59
+# %% ../../nbs/analysis/80_claims.ipynb #c60
 def ledger(reports: Path) -> pd.DataFrame:
     "All claims with their verdicts, from the runs in a folder of reports."
     claims, algebra = claims_table("claims"), claims_table("algebra")
     cells, runs = numbers(), evidence(reports)
     return pd.DataFrame([row_of(claim, cells, algebra, runs) for claim in claims.itertuples()])
 
-# %% ../../nbs/analysis/80_claims.ipynb #c64
+# %% ../../nbs/analysis/80_claims.ipynb #c65
 def shared(left: list[Cell], right: list[Cell]) -> str:
     "How many numbers two papers both print, and which differ."
     def key(cell): return cell.dataset, cell.metric, cell.teacher, cell.student, cell.method
@@ -569,7 +588,7 @@ def shared(left: list[Cell], right: list[Cell]) -> str:
              if abs(ours[k].value - theirs[k].value) > 1e-9]
     return f"{len(both)} cells, {len(other)} differ: {'; '.join(other)}"
 
-# %% ../../nbs/analysis/80_claims.ipynb #c65
+# %% ../../nbs/analysis/80_claims.ipynb #c66
 def shown(slip, cells: list[Cell], book: pd.DataFrame, algebra: pd.DataFrame) -> str:
     "What a slip's numbers come out as."
     def cells_of(selector): return selected(selector, slip.paper, cells)
@@ -583,7 +602,7 @@ def shown(slip, cells: list[Cell], book: pd.DataFrame, algebra: pd.DataFrame) ->
     proved = proofs(slip.id, algebra, "slip")
     return "proved" if len(proved) else "of words, nothing to compute"
 
-# %% ../../nbs/analysis/80_claims.ipynb #c66
+# %% ../../nbs/analysis/80_claims.ipynb #c67
 def slips(book: pd.DataFrame) -> pd.DataFrame:
     "All slips with what they come out as, and the notebooks that prove something about them."
     cells, algebra, rows = numbers(), claims_table("algebra"), []
@@ -594,7 +613,7 @@ def slips(book: pd.DataFrame) -> pd.DataFrame:
                      "recomputed": shown(slip, cells, book, algebra), "proof": proved})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/analysis/80_claims.ipynb #c69
+# %% ../../nbs/analysis/80_claims.ipynb #c70
 def linked(evidence: str) -> str:
     "Links to the folders of runs and to notebooks."
     def link(path):
@@ -616,7 +635,7 @@ def ours(row) -> str:
                  f", detectable {row.detectable:.2f}" if row.n > 1 else f": {row.difference:+.2f}")
     return text + (f", {need} seeds needed" * bool(need)) + (f" ({row.also})" if row.also else "")
 
-# %% ../../nbs/analysis/80_claims.ipynb #c70
+# %% ../../nbs/analysis/80_claims.ipynb #c71
 def readable_claims(book: pd.DataFrame) -> pd.DataFrame:
     "The ledger as it is printed."
     return pd.DataFrame({
@@ -627,7 +646,7 @@ def readable_claims(book: pd.DataFrame) -> pd.DataFrame:
         "verdict": [f"**{word}**" for word in book.verdict],
         "evidence": [linked(paths) or DASH for paths in book.evidence]})
 
-# %% ../../nbs/analysis/80_claims.ipynb #c71
+# %% ../../nbs/analysis/80_claims.ipynb #c72
 SHADES = dict(zip(VERDICTS, ("#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#8A6D00", "#0072B2",
                              "#0072B2", "#CCCCCC")))
 INSIDE = dict(zip((HOLDS, FAILS, UNKNOWN), ("#009E73", "#D55E00", "#CCCCCC")))
@@ -653,7 +672,7 @@ def figure_verdicts(book: pd.DataFrame):
         axes[1].set_title("by runs and by algebra")
     return fig
 
-# %% ../../nbs/analysis/80_claims.ipynb #c73
+# %% ../../nbs/analysis/80_claims.ipynb #c74
 READING = f"""Each claim is asked twice. *In the paper's numbers*: what its tables say, recomputed,
 with the number that was printed for it. *Runs or proof*: the mean difference over seeds in
 percentage points, in the claimed direction, its 95 % interval from pairs of runs with one seed,
@@ -665,7 +684,7 @@ rule that gives a verdict is in [80_claims](../nbs/analysis/80_claims.ipynb). Ab
 within {EQUAL}. A dash: nothing to show. The papers' numbers, the claims and the proofs are the
 files of `papers/`."""
 
-# %% ../../nbs/analysis/80_claims.ipynb #c74
+# %% ../../nbs/analysis/80_claims.ipynb #c75
 def claims_text(book: pd.DataFrame, faults: pd.DataFrame) -> str:
     "The ledger as Markdown."
     counts = book.groupby(["paper", "verdict"], sort=False).size().unstack(fill_value=0)
@@ -679,7 +698,7 @@ def claims_text(book: pd.DataFrame, faults: pd.DataFrame) -> str:
              markdown(faults.assign(proof=proofs))]
     return "\n".join(text) + "\n"
 
-# %% ../../nbs/analysis/80_claims.ipynb #c75
+# %% ../../nbs/analysis/80_claims.ipynb #c76
 def write_claims(reports: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Writes the ledger of all runs in a folder of reports; gives claims and slips."
     book = ledger(reports)
