@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from IPython import get_ipython
 
-from .registry import InputError, unknown, whole
+from .registry import InputError, unknown
 
 # %% ../nbs/core/80_parameters.ipynb #c4
 def assigned(source: str) -> list[str]:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'DASH', 'READING', 'paper_numbers', 'root', 'pair_of', 'role', 'method', 'without_seed', 'sections',
-           'pair_text', 'pairs_of', 'flat', 'wording', 'training', 'Row', 'mean_sd', 'paper_cell', 'told', 'fit',
-           'place', 'summary', 'score_text', 'readable', 'overviews', 'overview_text', 'sections_text', 'markdown',
-           'figure_cells', 'curve_panels', 'figure_curves', 'mean_curve', 'slug', 'png', 'write_report', 'top_notes',
-           'notes', 'settings_text']
+           'pair_text', 'pairs_of', 'flat', 'wording', 'training', 'distinctions', 'Row', 'mean_sd', 'paper_cell',
+           'told', 'fit', 'place', 'summary', 'score_text', 'readable', 'overviews', 'overview_text', 'sections_text',
+           'markdown', 'cell_names', 'figure_cells', 'curve_panels', 'figure_curves', 'mean_curve', 'slug', 'png',
+           'write_section', 'write_report', 'top_notes', 'notes', 'settings_text']
 
 # %% ../nbs/core/60_report.ipynb #c2
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def flat(results: dict[str, dict]) -> pd.DataFrame:
 def wording(config: dict) -> str:
     "Weights and options of the distillation terms, in words."
     def term(part):
-        rise = f" rising over {part['warmup']} epochs" if part.get("warmup") else ""
+        rise = f" rising over {part['warmup']} epochs" if part.get("warmup", 0) > 1 else ""
         shown = [f"{k} {float(f'{v:.4g}') if isinstance(v, float) else v}"
                  for k, v in part["options"].items() if v is not None and v is not False]
         return ", ".join([f"alpha {part['alpha']:g}{rise}", *shown])
@@ -128,6 +129,14 @@ def training(config: dict) -> str:
     phase = config["phases"][-1]
     return (f"{phase['epochs']} epochs, batch {phase['batch']}, "
             f"learning rate {phase['lr']:g}, {phase['shape']}")
+
+
+def distinctions(texts) -> dict[str, str]:
+    "What each of several texts says that not all of them say, part by part between commas."
+    parts = {text: re.split("[,;] ", text) for text in texts}
+    common = set.intersection(*map(set, parts.values()))
+    return {text: ", ".join(part for part in own if part not in common)
+            for text, own in parts.items()}
 
 # %% ../nbs/core/60_report.ipynb #c15
 @dataclass(frozen=True)
@@ -149,8 +158,8 @@ def mean_sd(values: pd.Series) -> tuple[float, float]:
 
 
 def paper_cell(numbers: pd.DataFrame, row: Row, objective: str) -> dict:
-    """Mean, standard deviation and number of runs that the paper prints for a cell;
-    missing where it prints none."""
+    """Mean, standard deviation and number of runs that the paper prints for a cell; missing
+    where it prints none. A row with options has a number only by its setting."""
     names = "+".join(name for name, _ in parsed(row.method))
     at = numbers[(numbers.item == row.item) & (numbers.method == names)]
     settings = at.setting.fillna("").astype(str)
@@ -158,9 +167,11 @@ def paper_cell(numbers: pd.DataFrame, row: Row, objective: str) -> dict:
     fits = (at.teacher_objective == objective) | (own == objective)
     for net in ("teacher", "student"):
         if getattr(row, net): fits &= at[net] == getattr(row, net)
-    if row.setting: fits &= [row.setting in setting.split(";") for setting in settings]
-    at = at[fits]
-    value, sd, n = at[["value", "std", "n_runs"]].iloc[0] if len(at) else (np.nan,) * 3
+    if row.setting: fits &= settings.map(lambda text: row.setting in text.split(";")).astype(bool)
+    if "@" in row.method and not row.setting: fits &= False
+    plainest = settings[fits].str.count(";").sort_values(kind="stable").index[:1]
+    value, sd, n = (*at.loc[plainest, ["value", "std", "n_runs"]].to_numpy().ravel(),
+                    *[np.nan] * 3)[:3]
     return {"paper": value, "paper_sd": sd, "paper_n": n}
 
 # %% ../nbs/core/60_report.ipynb #c18
@@ -195,7 +206,7 @@ def summary(
     dataset: str,              # name of the paper's data set
 ) -> pd.DataFrame:             # a row per cell: sections, the paper's rows in order, other methods
     "Means and spreads of all cells beside the paper's numbers."
-    found, pairs = [], pairs_of(results)
+    found = []
     for (where, kind, name, objective, cell), runs in flat(results).groupby(
             ["section", "role", "method", "objective", "cell"], sort=False):
         config = results[runs.key.iloc[0]]["config"]
@@ -277,12 +288,19 @@ def markdown(frame: pd.DataFrame) -> str:
                       *[row(r) for r in frame.itertuples(index=False)]])
 
 # %% ../nbs/core/60_report.ipynb #c28
+def cell_names(table: pd.DataFrame) -> list[str]:
+    "The rows' names, with what tells cells of one row apart."
+    text = table.parts + (", " + table.training if "training" in table else "")
+    names = []
+    for own, r in zip(text, table.itertuples()):
+        cells = set(text[(table.row == r.row) & (table.objective == r.objective)])
+        names.append(f"{r.row} ({distinctions(cells)[own]})" if len(cells) > 1 else r.row)
+    return names
+
+# %% ../nbs/core/60_report.ipynb #c29
 def figure_cells(table: pd.DataFrame, runs: pd.DataFrame, title: str):
     "A figure of all cells of one section beside the paper's; `runs` comes from `flat`."
-    names = [
-        f"{r.row}" + (f" ({r.parts})"
-                      if list(table.row[table.objective == r.objective]).count(r.row) > 1 else "")
-        for r in table.itertuples()]
+    names = cell_names(table)
     lines = list(dict.fromkeys(names))
     with plt.style.context(STYLE):
         fig, axes = plt.subplots(1, 2, figsize=(7.5, 1.3 + 0.3 * len(lines)), sharey=True)
@@ -301,31 +319,38 @@ def figure_cells(table: pd.DataFrame, runs: pd.DataFrame, title: str):
                          label=f"{text} (teacher's or own objective)")
         axes[0].set(yticks=range(len(lines)), yticklabels=lines, title=f"here: {title}",
                     xlabel="test accuracy, last epoch (%)")
+        if len(title) > 40:
+            axes[0].set_title("here")
+            fig.suptitle(title, fontsize=10)
         axes[1].set(title="paper", xlabel="test accuracy (%)")
         axes[0].set_ylim(len(lines) - 0.5, -0.5)
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
     return fig
 
-# %% ../nbs/core/60_report.ipynb #c29
+# %% ../nbs/core/60_report.ipynb #c30
 def curve_panels(results: dict[str, dict]) -> dict[str, list]:
     "Names and points (epoch, test accuracy) of all runs, by what they learned from."
-    wordings = {}
+    def text(config): return f"{wording(config)}, {training(config)}"
+    texts = {}
     for record in results.values():
-        wordings.setdefault(method(record["config"]), set()).add(wording(record["config"]))
-    panels = {"alone": [], "from the CE teacher": [], "from the SupCon teacher": []}
+        texts.setdefault(method(record["config"]), set()).add(text(record["config"]))
+    panels = {"alone": [], "with a peer": [], "from the CE teacher": [],
+              "from the SupCon teacher": []}
     for record in results.values():
         config = record["config"]
         source = config["teacher"] and (
             "from the CE teacher" if root(config)["objective"] == "ce"
             else "from the SupCon teacher")
         name = method(config) or f"{config['net']}, {config['objective']}"
-        if len(wordings.get(name, ())) > 1: name += f" ({wording(config)})"
+        own = texts.get(name, ())
+        if len(own) > 1: name += f" ({distinctions(own)[text(config)]})"
         points = [(i + 1, r["test"]) for i, r in enumerate(record["history"])
                   if r.get("test") is not None]
+        if config.get("peer"): source = "with a peer"
         panels[source or "alone"].append((name, points))
     return {panel: curves for panel, curves in panels.items() if curves}
 
-# %% ../nbs/core/60_report.ipynb #c30
+# %% ../nbs/core/60_report.ipynb #c31
 def figure_curves(results: dict[str, dict], title: str):
     """A figure of test accuracy over epochs: networks alone, students of the CE teacher,
     students of the SupCon teacher; a line per cell."""
@@ -348,13 +373,13 @@ def figure_curves(results: dict[str, dict], title: str):
         fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../nbs/core/60_report.ipynb #c31
+# %% ../nbs/core/60_report.ipynb #c32
 def mean_curve(seeds: list[list[tuple[int, float]]]) -> tuple[list, list]:
     "Epochs and mean accuracy over seeds, at the epochs that all of them have."
     common = sorted(set.intersection(*[{e for e, _ in points} for points in seeds]))
     return common, [np.mean([dict(points)[e] for points in seeds]) for e in common]
 
-# %% ../nbs/core/60_report.ipynb #c33
+# %% ../nbs/core/60_report.ipynb #c34
 def slug(text: str) -> str:
     "A text as part of a file name."
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
@@ -367,7 +392,18 @@ def png(fig) -> bytes:
     plt.close(fig)
     return buffer.getvalue()
 
-# %% ../nbs/core/60_report.ipynb #c34
+# %% ../nbs/core/60_report.ipynb #c35
+def write_section(
+    store: Store, where: str, part: pd.DataFrame, runs: pd.DataFrame, own: dict[str, dict],
+) -> list[str]:
+    "Writes the figures of a section; gives its text."
+    fig = f"{slug(where)}.png"
+    write_whole(store.folder/f"fig_cells_{fig}", png(figure_cells(part, runs, where)))
+    write_whole(store.folder/f"fig_curves_{fig}", png(figure_curves(own, where)))
+    return [f"\n## {where}\n", *[f"> {note}\n" for note in notes(own)], markdown(readable(part)),
+            f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n"]
+
+# %% ../nbs/core/60_report.ipynb #c36
 def write_report(
     store: Store,          # of the table
     title: str,            # of the report
@@ -389,14 +425,8 @@ def write_report(
     choices = {where: settings_text(own) for where, own in parts.items()}
     last = {text: where for where, text in choices.items()}  # what sections share comes once
     for where, own in parts.items():
-        part = table[table.section == where]
-        fig = f"{slug(where)}.png"
-        write_whole(store.folder/f"fig_cells_{fig}",
-                    png(figure_cells(part, runs[runs.section == where], where)))
-        write_whole(store.folder/f"fig_curves_{fig}", png(figure_curves(own, where)))
-        text += [f"\n## {where}\n", *[f"> {note}\n" for note in notes(own)],
-                 markdown(readable(part)),
-                 f"\n![cells](fig_cells_{fig})\n\n![curves](fig_curves_{fig})\n"]
+        cells = table[table.section == where], runs[runs.section == where]
+        text += write_section(store, where, *cells, own)
         if last[choices[where]] == where:
             text += ["\nWhat decides these numbers, and where each choice comes from:\n",
                      choices[where]]
@@ -404,7 +434,7 @@ def write_report(
     write_whole(store.folder/"table.md", ("\n".join(text).rstrip() + "\n").encode())
     return table
 
-# %% ../nbs/core/60_report.ipynb #c35
+# %% ../nbs/core/60_report.ipynb #c37
 READING = (
     "Test accuracy in percent: mean ± sample standard deviation over seeds (number of seeds). "
     "*Last epoch* is the number to compare; *best epoch* picks the epoch by its test accuracy and "

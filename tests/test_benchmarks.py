@@ -8,17 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdnb.contract import VectorTerm
 from kdnb.registry import losses
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT/"nbs/benchmarks/cpu.ipynb"
+NOTEBOOKS = ROOT/"nbs/benchmarks"
 TINY = ["-p", "rounds", "1", "-p", "steps", "1", "-p", "images", "2000"]
 
 
-def papermill(folder, *arguments):
+def papermill(folder, *arguments, notebook="cpu"):
     "papermill's exit code and output, run in a folder that is not the project's."
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOK), str(folder/"out.ipynb"), "--no-progress-bar", *arguments]
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS/f"{notebook}.ipynb"), str(folder/"out.ipynb"), "--no-progress-bar", *arguments]
     done = subprocess.run(command, cwd=folder, env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
@@ -34,10 +33,10 @@ def report(tmp_path_factory):
 
 def test_every_measurement_is_there_with_a_positive_finite_ratio(report):
     table = pd.read_csv(report/"cpu.csv")
-    vectors = {name for name in losses.names() if isinstance(losses.build(name), VectorTerm)}
+    one_teacher = {name for name in losses.names() if losses.build(name).source == "teacher" and "attention" not in losses.build(name).needs}
     tables = {f"{pair} {way}" for pair in ("56→20", "32x4→8x4") for way in ("shared", "cached")}
     wanted = {("input", case) for case in ("NCHW", "channels last", "two views")}
-    wanted |= {("table", case) for case in tables} | {("step_overhead", name) for name in vectors}
+    wanted |= {("table", case) for case in tables} | {("step_overhead", name) for name in one_teacher}
     assert set(zip(table.benchmark, table.case)) == wanted and len(table) == len(wanted)
     assert (np.isfinite(table.ratio) & (table.ratio > 0) & (table.baseline_ms > 0) & (table.ms > 0) & (table.rounds == 1)).all()
     assert (table[table.benchmark == "table"].share_of_floor > 0).all()
@@ -54,3 +53,18 @@ def test_the_report_names_machine_targets_and_figure(report):
 def test_a_wrong_parameter_stops_it_before_anything_is_measured(tmp_path):
     code, output = papermill(tmp_path, "-p", "round", "1")
     assert code != 0 and "rounds" in output and not (tmp_path/"reports").exists()
+
+
+def test_losses_are_measured_beside_their_formulas(tmp_path):
+    code, output = papermill(tmp_path, "-p", "rounds", "1", "-p", "largest", "256", "-p", "bank", "2000", "-p", "reports", "reports", notebook="losses")
+    assert code == 0, output[-3000:]
+    table = pd.read_csv(tmp_path/"reports/benchmarks/losses.csv")
+    assert set(table.benchmark) == {"supcon", "ckd", "gram", "rkd", "crd"} and (np.isfinite(table.ratio) & (table.ratio > 0)).all()
+    assert "crd" in (tmp_path/"reports/benchmarks/losses.md").read_text(encoding="utf-8")
+
+
+def test_the_cost_of_bf16_is_taken_seed_by_seed(tmp_path):
+    code, output = papermill(tmp_path, "-p", "seeds", "2", "-p", "epochs", "1", "-p", "reports", "reports", notebook="precision")
+    assert code == 0, output[-3000:]
+    row = pd.read_csv(tmp_path/"reports/precision/precision.csv").iloc[0]
+    assert abs(row["fp32 (%)"] - row["bf16 (%)"] - row["cost of bf16 (points)"]) < 0.01 and row["from"] <= row["to"]

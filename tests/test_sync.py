@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
+import pyflakes.api
 import pytest
 import yaml
 from nbdev.clean import clean_nb
 from execnb.nbio import nb2dict, read_nb
+from pyflakes.reporter import Reporter
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
@@ -53,6 +56,13 @@ def test_notebook_keeps_the_house_rules(notebook):
         tagged = [c for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
         assert len(tagged) == 1 and len(cells) <= 20
         assert not any(re.search(r"(?m)^\s*(def|class) ", c) for c in code), "a table notebook has no functions"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_module_has_every_name_it_uses(module):
+    lines = StringIO()
+    pyflakes.api.check(module.read_text(encoding="utf-8"), name(module), Reporter(lines, lines))
+    assert not [line for line in lines.getvalue().splitlines() if "undefined name" in line or "imported but unused" in line]
 
 
 def pinned():

@@ -13,7 +13,7 @@ import pytest
 
 from kdnb.data import write_shard
 from kdnb.experiments.supcon_kd import parameters
-from kdnb.registry import InputError
+from kdnb.registry import InputError, losses
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT/"nbs/tables/cifar10_supcon.ipynb"
@@ -141,3 +141,20 @@ def test_help_shows_every_parameter_with_a_sentence():
     for name in inspect.signature(parameters).parameters:
         line = next(line for line in done.stdout.splitlines() if line.strip().startswith(f"{name}:"))
         assert len(done.stdout.split(f"{name}:")[1].split("\n")[1].strip()) > 20 or len(line) > 60
+
+
+def test_every_loss_has_its_row_by_its_name_alone(tmp_path):
+    names = [name for name in losses.names() if name != "pca_gl"]
+    more = ["crd+kd", "dcd+kd", "ckd+reviewkd", "dkd+reviewkd", "ckd@triple=s_t_t"]
+    code, output = papermill(tmp_path, "-p", "loss", ",".join(names + more), "-p", "teacher", "ce", *TINY, "-p", "reports", "reports")
+    assert code == 0, output[-3000:]
+    distilled = [r["config"] for r in records(tmp_path).values() if r["config"]["parts"] and r["config"]["net"] == "resnet8"]
+    assert len(distilled) == len(names + more)
+    assert {"+".join(p["loss"] for p in c["parts"]) for c in distilled} == {spec.split("@")[0] for spec in names + more}
+    kinds = {c["parts"][0]["loss"]: [p["kind"] for p in c["phases"]] for c in distilled}
+    assert {name for name, phases in kinds.items() if phases[0] == "initial"} == {"ab", "ft", "fsp"}
+
+
+def test_a_loss_that_needs_a_transformer_says_so_before_anything_is_trained(tmp_path):
+    code, output = papermill(tmp_path, "-p", "loss", "pca_gl", *TINY, "-p", "reports", "reports")
+    assert code != 0 and "transformer" in output and not records(tmp_path)

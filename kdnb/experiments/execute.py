@@ -13,7 +13,7 @@ __all__ = ['COST', 'CACHE', 'CHECKPOINT', 'closure', 'depth', 'pending', 'flops'
 import platform
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ import kdnb
 from ..augment import Views
 from ..cache import TeacherCache, load_cache, save_cache
 from ..data import Images
-from .run import Phase, Run, describe
+from .run import Phase, Run
 from .train import (
     Learner, Teachers, frozen, inputs, restore, state, train_epoch, views_for)
 from ..parameters import device_name

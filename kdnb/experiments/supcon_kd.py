@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'HELD_OUT', 'RANK', 'ALPHA_SOURCE', 'ALPHAS', 'ROWS', 'OBJECTIVES', 'LOSS_CHOICES', 'Preset', 'Parameters',
-           'loss_names', 'loss_options', 'parameters', 'cut', 'plan', 'parts', 'phase_text', 'data_choices',
+           'loss_names', 'loss_options', 'parameters', 'cut', 'plan', 'parts', 'weight', 'phase_text', 'data_choices',
            'training_choices', 'choices', 'about', 'choices_frame', 'banner']
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c2
@@ -18,8 +18,9 @@ import torch
 from ..data import DATA, Images, load_images
 from .run import Phase, Run, describe, distill, part
 from ..parameters import check_names, flag, folder, torch_device, words
-from ..registry import InputError, losses, positive, unknown, whole
+from ..registry import InputError, losses, parsed, positive, unknown, whole
 from .execute import Speed
+from .methods import method_of
 from ..progress import Board
 from ..report import ROOT, Row
 from ..store import Store
@@ -69,7 +70,8 @@ ROWS = [Row("table1", "teacher", "teacher", "Teacher"),
         Row("table2", "distilled", "norm", "Norm KD"),
         Row("table2", "distilled", "cosine", "Cosine KD"),
         Row("table2", "distilled", "gram", "Gram KD"),
-        Row("table2", "distilled", "supcon", "SupConKD")]
+        Row("table2", "distilled", "supcon", "SupConKD"),
+        Row("", "assistant", "kd", "Assistant, for takd")]
 OBJECTIVES = {"ce": ("ce",), "supcon": ("supcon",), "both": ("ce", "supcon")}
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c9
@@ -111,15 +113,16 @@ def loss_names(value) -> tuple[str, ...]:
     if value == "all": return tuple(row.method for row in ROWS if row.role == "distilled")
     names = tuple(words("loss", value))
     for name in names:
-        for one in name.split("+"):
+        for one, options in parsed(name):
             if one not in losses.names(): raise unknown("loss", one, ["all", *losses.names()])
+            losses.build(one, **options)
     return names
 
 
 def loss_options(names, given: dict) -> dict:
     "The given options; `InputError` where one is wrong for a loss, or where no loss has it."
     given = {k: v for k, v in given.items() if v is not None and v != "default"}
-    parts = [one for name in names for one in name.split("+")]
+    parts = [one for name in names for one, _ in parsed(name)]
     for one in parts: part(one, 1.0, given)
     for option in given:
         if not any(option in losses.options(one) for one in parts):
@@ -194,7 +197,12 @@ def plan(p: Parameters) -> list[Run]:
 
 def parts(name: str, p: Parameters) -> tuple:
     "The distillation terms of a loss, or of several joined by +, with their weights and options."
-    return tuple(part(one, p.alpha or ALPHAS.get(one, 1.0), p.options) for one in name.split("+"))
+    return tuple(part(one, p.alpha or weight(one), p.options | own) for one, own in parsed(name))
+
+
+def weight(loss: str) -> float:
+    "A loss's weight: tuned here, or the benchmark's."
+    return ALPHAS.get(loss) or method_of(loss, "").alpha
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c16
 def phase_text(phase: Phase) -> str:
@@ -251,7 +259,7 @@ LOSS_CHOICES = [
     ("reduction", "mean over the batch or over the anchors; gram over the squared batch",
      "ours: the paper writes single samples and sums"),
     ("alpha", ", ".join(f"{name} {alpha:g}" for name, alpha in ALPHAS.items())
-     + " unless the row says otherwise", ALPHA_SOURCE),
+     + "; others the CRD benchmark's; unless the row says otherwise", ALPHA_SOURCE),
     ("supcon", "student normalised, tau 0.1",
      "paper, Table V (ImageNet); tau: official code (SupContrast)"),
     ("kd", "T = 4", "convention"),
