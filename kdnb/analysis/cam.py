@@ -7,7 +7,6 @@ __all__ = ['grad_cam', 'map_agreement']
 
 # %% ../../nbs/analysis/70_cam.ipynb #c2
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import InputError
