@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PAPERS', 'EQUAL', 'HOLDS', 'FAILS', 'UNKNOWN', 'STEP', 'SEPARATE', 'DIRECTION', 'CONTRADICTED', 'OPEN', 'NOT_RUN',
-           'PROVED', 'VERDICTS', 'PRESETS', 'PROTOCOLS', 'SHADES', 'INSIDE', 'READING', 'Cell', 'numbers', 'fields_of',
-           'allowed', 'runnable', 'selected', 'Contrast', 'plain', 'alike', 'rivals', 'couples', 'couple_name', 'each',
-           'mean_of', 'gains', 'relative', 'largest', 'contrasts', 'closest', 'digits_of', 'inside', 'errors',
-           'told_values', 'interval', 'spreads', 'power', 'detectable', 'seeds_needed', 'equal_verdict',
-           'several_verdict', 'verdict', 'protocol_of', 'Trial', 'trial', 'gathered', 'evidence', 'seedless', 'spec_of',
-           'asked', 'fits', 'runs_of', 'samples', 'collapse_verdict', 'judged', 'estimate', 'planned', 'claims_table',
-           'proofs', 'sentence', 'row_of', 'ledger', 'shared', 'shown', 'slips', 'linked', 'ours', 'readable_claims',
-           'figure_verdicts', 'claims_text', 'write_claims', 'reports_folder']
+           'PROVED', 'VERDICTS', 'PRESETS', 'PROTOCOLS', 'BLUE', 'RED', 'GREEN', 'PINK', 'BROWN', 'SKY', 'GREY',
+           'SHADES', 'INSIDE', 'READING', 'Cell', 'numbers', 'fields_of', 'allowed', 'runnable', 'selected', 'Contrast',
+           'plain', 'alike', 'rivals', 'couples', 'couple_name', 'each', 'mean_of', 'gains', 'relative', 'largest',
+           'contrasts', 'closest', 'digits_of', 'inside', 'errors', 'told_values', 'interval', 'spreads', 'power',
+           'detectable', 'seeds_needed', 'equal_verdict', 'several_verdict', 'verdict', 'protocol_of', 'Trial', 'trial',
+           'gathered', 'evidence', 'seedless', 'spec_of', 'asked', 'fits', 'runs_of', 'samples', 'collapse_verdict',
+           'judged', 'estimate', 'planned', 'claims_table', 'proofs', 'sentence', 'row_of', 'ledger', 'shared', 'shown',
+           'slips', 'linked', 'ours', 'readable_claims', 'figure_verdicts', 'claims_text', 'write_claims',
+           'reports_folder']
 
 # %% ../../nbs/analysis/80_claims.ipynb #c2
 import itertools
@@ -647,9 +648,10 @@ def readable_claims(book: pd.DataFrame) -> pd.DataFrame:
         "evidence": [linked(paths) or DASH for paths in book.evidence]})
 
 # %% ../../nbs/analysis/80_claims.ipynb #c72
-SHADES = dict(zip(VERDICTS, ("#009E73", "#56B4E9", "#CC79A7", "#D55E00", "#8A6D00", "#0072B2",
-                             "#0072B2", "#CCCCCC")))
-INSIDE = dict(zip((HOLDS, FAILS, UNKNOWN), ("#009E73", "#D55E00", "#CCCCCC")))
+BLUE, RED, GREEN, PINK, BROWN, SKY = COLOURS[:6]
+GREY = "#CCCCCC"
+SHADES = dict(zip(VERDICTS, (GREEN, SKY, PINK, RED, BROWN, BLUE, BLUE, GREY)))
+INSIDE = {HOLDS: GREEN, FAILS: RED, UNKNOWN: GREY}
 
 
 def figure_verdicts(book: pd.DataFrame):
