@@ -30,7 +30,7 @@ from scipy.stats import chi2, norm, t
 
 from ..experiments.benchmark import Pair, terms, trainings
 from ..experiments.run import BENCHMARK_EPOCHS, part
-from ..figures import STYLE
+from ..figures import COLOURS, STYLE
 from ..parameters import folder
 from ..registry import losses, parsed
 from ..report import DASH, ROOT, markdown, pair_of, png, root, told
