@@ -108,7 +108,7 @@ class CRD(EmbeddedTerm):
         self.K, self.tau, self.momentum = whole("K", K), positive("tau", tau), momentum
         if not (isinstance(momentum, (int, float)) and 0 <= momentum < 1):
             raise InputError(f"momentum={momentum!r} is not a number from 0 to below 1.")
-        self.given, self.started = None if seed is None else whole("seed", seed, 0), False
+        self.seed, self.started = None if seed is None else whole("seed", seed, 0), False
 
     def prepare(self, student: Out, teacher: Out, labels: Tensor | None = None):
         if self.embed_s is not None: return
@@ -121,9 +121,9 @@ class CRD(EmbeddedTerm):
         self.register_buffer("labels", code, persistent=False)
         self.register_buffer("others", len(labels) - count[code], persistent=False)
         self.most = int(count.max())
-        seed = torch.initial_seed() % 2**31 if self.given is None else self.given
-        self.register_buffer("seed", torch.tensor(seed, device=x.device))
-        self.register_buffer("step", torch.zeros_like(self.seed))
+        seed = torch.initial_seed() % 2**31 if self.seed is None else self.seed
+        self.register_buffer("origin", torch.tensor(seed, device=x.device))
+        self.register_buffer("step", torch.zeros_like(self.origin))
         self.register_buffer("log_z", x.new_full((2,), torch.nan))
         for side, name in enumerate(("bank_s", "bank_t")):
             start = crd_start(len(labels), self.width, seed, side, x.device)
@@ -132,8 +132,8 @@ class CRD(EmbeddedTerm):
     def draws(self, index: Tensor):
         "Positions in the batch, and their negatives and counts, a few images at a time."
         everyone = torch.arange(len(self.labels), device=index.device)
-        order = chance(self.seed, self.step, everyone, 40).argsort(stable=True)
-        start = chance(self.seed, self.step, index, 41) * len(order) >> 32
+        order = chance(self.origin, self.step, everyone, 40).argsort(stable=True)
+        start = chance(self.origin, self.step, index, 41) * len(order) >> 32
         rows = torch.arange(len(index), device=index.device)
         for at in rows.split(max(1, self.chunk // len(order))):
             yield at, *crd_negatives(
