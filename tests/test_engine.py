@@ -4,17 +4,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import kdnb.experiments.execute as module
 from kdnb.augment import Views
 from kdnb.data import load_images
-from kdnb.experiments.execute import Speed, enumerate_views, execute
+from kdnb.experiments.execute import Speed, enumerate_views, execute, load_net
 from kdnb.experiments.run import Phase, Run, describe, part
 from kdnb.experiments.train import Learner, Teachers, drawn_as, frozen, restore, state, train_epoch, views_for
 from kdnb.progress import Board
-from kdnb.registry import losses, models
+from kdnb.registry import InputError, losses, models
 from kdnb.store import Store
 
 IMAGES = load_images("digits").split(validation=100, train=128, test=100)
@@ -118,3 +119,12 @@ def test_every_loss_is_that_of_the_whole_batch_on_two_ranks(tmp_path):
                            str(Path(__file__).with_name("ranks.py"))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(set(done.stdout.split())) == sorted(losses.names())
+
+
+def test_a_teacher_must_be_as_good_as_its_result_says(tmp_path):
+    plan = [student(parts=(part("mse", 0.01, {}),), teacher=TEACHER)]
+    execute(plan, IMAGES, Store(tmp_path), live=False)
+    record = Store(tmp_path).results()[TEACHER.key]
+    record["last"]["test"] += 5 if record["last"]["test"] < 90 else -5
+    Store(tmp_path).finish(TEACHER.key, {k: v for k, v in record.items() if k not in ("schema", "key", "digest")})
+    with pytest.raises(InputError, match="classifies .* of the test images"): load_net(TEACHER, Store(tmp_path), IMAGES)
