@@ -142,7 +142,7 @@ def classify_loss(
     loss = objective(learner, out, other, y, index)
     return loss + objective(learner, other, out, y, index) if learner.peer else loss
 
-
+# %% ../../nbs/experiments/20_train.ipynb #c11
 def initial_loss(
     learner: Learner, x: Tensor, y: Tensor, index: Tensor, taught: Out | None,
 ) -> Tensor:
@@ -151,7 +151,7 @@ def initial_loss(
     return sum(term.initial(out, taught, y, index)
                for term in learner.terms if term.initial_epochs)
 
-# %% ../../nbs/experiments/20_train.ipynb #c11
+# %% ../../nbs/experiments/20_train.ipynb #c12
 def contrast_loss(
     learner: Learner, x: Tensor, y: Tensor, index: Tensor, taught: Out | None,
 ) -> Tensor:
@@ -168,7 +168,7 @@ def linear_loss(
         z = learner.net(x).embedding
     return F.cross_entropy(learner.net.classifier(z.float()), y)
 
-# %% ../../nbs/experiments/20_train.ipynb #c12
+# %% ../../nbs/experiments/20_train.ipynb #c13
 LOSS = {"classify": classify_loss, "initial": initial_loss,
         "contrast": contrast_loss, "linear": linear_loss}
 
@@ -187,7 +187,7 @@ def step(learner: Learner, total: int, x: Tensor, y: Tensor, index: Tensor, taug
     learner.first_bad = torch.where(fresh, learner.step, learner.first_bad)
     learner.step += 1
 
-# %% ../../nbs/experiments/20_train.ipynb #c14
+# %% ../../nbs/experiments/20_train.ipynb #c15
 @torch.no_grad()
 def accuracy(
     net: nn.Module, x: Tensor, y: Tensor, images: Images, precision: str = "fp32",
@@ -209,7 +209,7 @@ def due(phase: Phase, epoch: int) -> bool:
     every = max(1, phase.epochs // 20)
     return (epoch + 1) % every == 0 or epoch + 1 == phase.epochs
 
-# %% ../../nbs/experiments/20_train.ipynb #c15
+# %% ../../nbs/experiments/20_train.ipynb #c16
 def end_epoch(learner: Learner, images: Images, steps: int) -> dict:
     "Closes an epoch: its record goes to the history, the learner to its next epoch or phase."
     phase, bad = learner.current, int(learner.first_bad)
@@ -230,7 +230,7 @@ def end_epoch(learner: Learner, images: Images, steps: int) -> dict:
         torch.zeros_like(learner.loss_sum), torch.full_like(learner.first_bad, -1))
     return record
 
-# %% ../../nbs/experiments/20_train.ipynb #c17
+# %% ../../nbs/experiments/20_train.ipynb #c18
 @dataclass
 class Teachers:
     "Frozen networks by run key, and what is kept of their answers."
@@ -254,7 +254,7 @@ class Teachers:
             if key in self.caches: self.caches[key].keep(view, index, taught[key])
         return taught
 
-# %% ../../nbs/experiments/20_train.ipynb #c19
+# %% ../../nbs/experiments/20_train.ipynb #c20
 class Folded(nn.Identity):
     "What is left of a batch normalisation that has become part of the convolution before it."
     def __init__(self, norm: nn.BatchNorm2d):
@@ -275,7 +275,7 @@ def frozen(net: nn.Module) -> nn.Module:
     "The network in evaluation mode, without gradients, with its batch normalisation folded."
     return folded(net.eval().requires_grad_(False)).requires_grad_(False)
 
-# %% ../../nbs/experiments/20_train.ipynb #c20
+# %% ../../nbs/experiments/20_train.ipynb #c21
 def batches(phase: Phase, seed: int, epoch: int, images: Images) -> list[Tensor]:
     "The positions of the images of each batch of an epoch."
     n = len(images.train_x)
@@ -294,7 +294,7 @@ def inputs(
     else: x = views.normalised(views.raw(index, view))
     return x.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/experiments/20_train.ipynb #c22
+# %% ../../nbs/experiments/20_train.ipynb #c23
 def drawn_as(learner: Learner) -> int:
     """The number under which order and views of a learner's epoch are drawn; a first stage has
     numbers of its own, so that the epochs after it are those of all other students."""
@@ -320,7 +320,7 @@ def views_for(phase: Phase, images: Images) -> Views:
     "The views that a phase trains on."
     return (StrongViews if phase.kind == "contrast" else Views)(images.train_x, images)
 
-# %% ../../nbs/experiments/20_train.ipynb #c23
+# %% ../../nbs/experiments/20_train.ipynb #c24
 def train_epoch(
     group: list[Learner], images: Images, views: Views, teachers: Teachers,
     tick=lambda images: None,  # is told the images done after each step
@@ -352,7 +352,7 @@ def train_epoch(
     for learner in group: learner.seconds += spent * learner.share
     return records
 
-# %% ../../nbs/experiments/20_train.ipynb #c24
+# %% ../../nbs/experiments/20_train.ipynb #c25
 def clock(device) -> float:
     "Seconds to charge: processor time on a CPU, wall-clock time on a GPU once its queue is empty."
     if torch.device(device).type != "cuda": return time.process_time()
