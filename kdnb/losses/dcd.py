@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contract import EmbeddedTerm, Out, unit
-from ..registry import InputError, losses, one_of, positive
+from ..registry import InputError, losses, not_negative, one_of, positive
 
 # %% ../../nbs/losses/46_dcd.ipynb #c5
 def consistency(
@@ -63,7 +63,7 @@ class DCD(EmbeddedTerm):
         scale: float = math.e,   # that factor: at the start, or for good where it is not trained
     ):
         super().__init__(width)
-        self.alpha = 0.0 if alpha == 0 else positive("alpha", alpha)
+        self.alpha = not_negative("alpha", alpha)
         self.kl = one_of("kl", kl, ("teacher", "student"))
         self.clamp, self.tau_max = one_of("clamp", clamp, CLAMPS), positive("tau_max", tau_max)
         self.trained = one_of("trained", trained, (True, False))

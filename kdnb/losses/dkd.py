@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..contract import Out, VectorTerm
-from ..registry import InputError, losses, positive
+from ..registry import InputError, losses, not_negative, positive
 
 # %% ../../nbs/losses/11_dkd.ipynb #c5
 def target_and_others(
@@ -65,8 +65,7 @@ class DKD(VectorTerm):
         T: float = 4.0,       # temperature
     ):
         super().__init__()
-        self.alpha, self.beta = (0.0 if value == 0 else positive(name, value)
-                                 for name, value in (("alpha", alpha), ("beta", beta)))
+        self.alpha, self.beta = not_negative("alpha", alpha), not_negative("beta", beta)
         self.T = positive("T", T)
 
     def prepare(self, student: Out, teacher: Out, labels: Tensor | None = None):
