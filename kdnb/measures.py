@@ -8,7 +8,6 @@ __all__ = ['WHAT', 'COLUMNS', 'measured', 'spread_text', 'pivoted', 'read_measur
 # %% ../nbs/core/65_measures.ipynb #c2
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from .report import DASH, markdown, mean_sd, png, settings_text
