@@ -153,7 +153,7 @@ def between(name: str, value, least: int, most: int) -> int:
     raise InputError(f"{name}={value!r} is not a whole number from {least} to {most}.")
 
 
-BASES = ("student", "untrained", "teacher", "other images")
+BASES = ("student", "untrained", "other images", "student, supcon", "teacher")
 
 
 def differences(
@@ -231,7 +231,7 @@ def meeting(rows, columns) -> dict[str, tuple[list[int], list[int]]]:
 
 # %% ../../nbs/analysis/75_inside.ipynb #c21
 DEBIASED = "linear CKA, debiased"
-SPREAD = "its standard deviation over pairs of blocks"
+SPREAD = "linear CKA, debiased, standard deviation over pairs of blocks"
 EXACT = "linear CKA, exact, maps averaged over positions"
 
 
@@ -262,7 +262,7 @@ def look(method: str, i: int) -> dict:
     "Colour, marker and line of a method; what is only there to compare with is grey."
     if method in BASES:
         i = BASES.index(method)
-        return {"color": "#555555", "marker": "x+|_"[i], "ls": (LINES[1:] + LINES)[i], "lw": 1}
+        return {"color": "#555555", "marker": "x+_*|"[i], "ls": LINES[i + 1], "lw": 1}
     return {"color": COLOURS[i % 6], "marker": MARKERS[i % 6], "ls": "-"}
 
 
@@ -306,7 +306,7 @@ def figure_layers(nets: list[Compared], found: list[Similarity]):
             shown = ax.imshow(value, vmin=0, vmax=1, cmap="viridis", aspect="auto")
             ax.set_xticks(range(len(own[0].columns)), own[0].columns, rotation=90)
             ax.set_yticks(range(len(own[0].rows)), own[0].rows)
-            ax.set(title=f"{method} (n = {len(own)})")
+            ax.set_title(f"{method} (n = {len(own)})", fontsize=8)
             ax.tick_params(labelsize=7)
             ax.grid(False)
         fig.supylabel("teacher", fontsize=9)
@@ -394,9 +394,9 @@ def figure_embeddings(
 
 # %% ../../nbs/analysis/75_inside.ipynb #c35
 def class_maps(net: nn.Module, images: Images, stage: int, batch: int = 250) -> Tensor:
-    "Grad-CAM of all test images for their labels, `[n, h, w]`."
+    "Grad-CAM of all test images for their labels, `[n, h, w]`; stage 1 is the last."
     x, y = plain(images.test_x, images), images.test_y
-    return torch.cat([grad_cam(net, a, b, stage) for a, b in zip(x.split(batch), y.split(batch))])
+    return torch.cat([grad_cam(net, a, b, -stage) for a, b in zip(x.split(batch), y.split(batch))])
 
 
 def map_numbers(c: Compared, images: Images, stage: int) -> dict:
@@ -404,16 +404,16 @@ def map_numbers(c: Compared, images: Images, stage: int) -> dict:
     s, t = (class_maps(net, images, stage) for net in (c.student, c.teacher))
     empty = (s.amax((1, 2)) == 0).double().mean()
     agreement = map_agreement(*(m[:, 0] for m in same_size(s[:, None], t[:, None])))
-    place = f"stage {stage}" if stage >= 0 else f"stage {stage} (from the end)"
+    place = "last stage" if stage == 1 else f"stage {stage} from the end"
     return {("correlation with the teacher's map", place): agreement,
             ("empty maps, percent", place): 100 * empty}
 
 # %% ../../nbs/analysis/75_inside.ipynb #c36
 def checked_stage(stage, p) -> int:
-    "The stage where every network has it; otherwise `InputError`."
+    "The stage, counted from the deep end, where every network has it; otherwise `InputError`."
     nets = {net for pair in p.pairs for net in (pair.teacher, pair.student)}
     least = min(len(empty_output(net, p.images.shape, len(p.images.classes)).maps) for net in nets)
-    return between("stage", stage, -least, least - 1)
+    return between("stage", stage, 1, least)
 
 
 def figure_maps(nets: list[Compared], images: Images, stage: int, count: int = 5):
@@ -505,9 +505,8 @@ def figure_probes(rows: list[dict], paper: dict = {}):
                 ax.plot(paper.get((method, place), np.nan), i, "s", mfc="none", color=COLOURS[1])
             ax.set(title=place, xlabel="accuracy (%)", yticks=range(len(methods)),
                    yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
-        for name, mark in {"here": "o", "paper": "s"}.items():
-            axes[0, 0].plot([], [], mark, color=COLOURS[mark == "s"], label=name,
-                            mfc="none" if mark == "s" else None)
+        axes[0, 0].plot([], [], "o", color=COLOURS[0], label="here")
+        if paper: axes[0, 0].plot([], [], "s", color=COLOURS[1], mfc="none", label="paper")
         fig.legend(loc="outside lower center", ncol=2)
     return fig
 
@@ -583,8 +582,8 @@ def tried_nets(
 
 def filed_errors(found: dict[str, list]) -> list[dict]:
     "Rows of the errors of the gradient, by moment of the training."
-    return [what | {"method": f"normalised: {r.normalised}", "value": r.error,
-                    "measure": f"error of the gradient, {moment}", "place": f"{r.form} {r.precision}"}
+    return [what | {"method": f"normalised: {r.normalised}", "value": 100 * r.error,
+                    "measure": f"error of the gradient, percent, {moment}", "place": f"{r.form} {r.precision}"}
             for moment, several in found.items() for what, frame in several
             for r in frame.itertuples()]
 
