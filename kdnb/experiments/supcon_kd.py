@@ -8,7 +8,6 @@ __all__ = ['PRESETS', 'HELD_OUT', 'RANK', 'ALPHA_SOURCE', 'ALPHAS', 'ROWS', 'OBJ
            'training_choices', 'choices', 'about', 'choices_frame', 'banner']
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c2
-import inspect
 import os
 from dataclasses import dataclass, replace
 
@@ -138,7 +137,7 @@ def parameters(
     reports=None, force=False,
 ) -> Parameters:
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
-    check_names(inspect.signature(parameters).parameters)
+    check_names()
     names = loss_names(loss)
     known = {"teacher": (teacher, tuple(OBJECTIVES)), "preset": (preset, ("auto", *PRESETS)),
              "data set": (data, DATA), "precision": (precision, ("auto", "fp32", "bf16"))}
