@@ -582,8 +582,8 @@ def tried_nets(
 
 def filed_errors(found: dict[str, list]) -> list[dict]:
     "Rows of the errors of the gradient, by moment of the training."
-    return [what | {"method": f"normalised: {r.normalised}", "value": 100 * r.error,
-                    "measure": f"error of the gradient, percent, {moment}", "place": f"{r.form} {r.precision}"}
+    return [what | {"method": f"normalised: {r.normalised}", "place": f"{r.form} {r.precision}",
+                    "measure": f"error of the gradient, percent, {moment}", "value": 100 * r.error}
             for moment, several in found.items() for what, frame in several
             for r in frame.itertuples()]
 
