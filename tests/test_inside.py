@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from papermill import PapermillExecutionError, execute_notebook, inspect_notebook
 from torch import nn
 
+from kdnb.analysis.cam import grad_cam
 from kdnb.analysis.inside import (DEBIASED, EXACT, OtherImages, between, block_layers, checked_stage, cka_of, compared, logit_differences, map_numbers,
                                   normalisation_specs, outputs, probe_numbers, rows_of, teachers, transfer, tried, untrained)
 from kdnb.analysis.small import plain
 from kdnb.analysis.transfer import PROBE
+from kdnb.data import load_images, resized
 from kdnb.experiments.benchmark import about, parameters, plan
 from kdnb.experiments.execute import execute
 from kdnb.measures import COLUMNS, read_measures
@@ -263,6 +265,34 @@ def test_moving_normalisation_moves_in_a_loaded_network(looked_into):
     (frozen, _), (moving, _) = (next(iter(probe_numbers(nets[0], targets, m, short).items())) for m in (False, True))
     assert frozen[0].endswith("frozen") and moving[0].endswith("moving") and frozen[1] == moving[1] == "digits_5_to_9"
     assert source.images.name == "digits_0_to_4" and source.images.test_y.max() == 4
+
+
+def test_other_data_sets_come_at_the_size_of_the_students_images(looked_into, monkeypatch):
+    p, _ = looked_into
+    digits, asked = load_images("digits"), []
+    monkeypatch.setattr("kdnb.analysis.inside.load_images", lambda name: asked.append(name) or replace(digits, name=name))
+    trained_on = replace(p, images=replace(resized(p.images, 6), name="cifar100"))
+    same, targets = transfer(trained_on)
+    assert same is trained_on and asked == list(targets) == ["stl10", "tiny_imagenet"]
+    for images in targets.values():
+        assert images.shape == (1, 6, 6) and len(images.train_y) == 1000 and len(images.test_y) == 500 and "resized" in images.note
+
+
+def test_grad_cam_agrees_with_the_library_where_it_is_installed():
+    library = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    class Logits(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+        def forward(self, x): return self.net(x).logits
+    def scaled(m): return (m - m.amin((1, 2), keepdim=True)) / (m - m.amin((1, 2), keepdim=True)).amax((1, 2), keepdim=True)
+    torch.manual_seed(0)
+    net, x, y = models.build("wrn_16_2", classes=100).eval(), torch.randn(3, 3, 32, 32), [1, 20, 50]
+    for stage in (-1, -2):  # the library scales a map to 0 … 1, then to the image's size
+        theirs = library.GradCAM(Logits(net), [net.stages[stage][-1]])(x, [ClassifierOutputTarget(c) for c in y])
+        own = F.interpolate(scaled(grad_cam(net, x, torch.tensor(y), stage))[:, None], size=(32, 32), mode="bilinear")[:, 0]
+        assert scaled(own).allclose(scaled(torch.from_numpy(theirs)), rtol=0, atol=1e-4)
 
 
 # what is refused

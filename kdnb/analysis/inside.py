@@ -470,7 +470,8 @@ def transfer(
         if name not in known: raise unknown("target", name, ["auto", *known])
     found = {name: resized(load_images(name), p.images.shape[1]) for name in names}
     if sizes:
-        found = {name: images.split(0, sizes["train"], sizes["test"])
+        found = {name: images.split(0, min(sizes["train"], len(images.train_y)),
+                                    min(sizes["test"], len(images.test_y)))
                  for name, images in found.items()}
     return p, {name: images.to(p.device) for name, images in found.items()}
 
