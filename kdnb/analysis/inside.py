@@ -470,7 +470,8 @@ def transfer(
         if name not in known: raise unknown("target", name, ["auto", *known])
     found = {name: resized(load_images(name), p.images.shape[1]) for name in names}
     if sizes:
-        found = {name: images.split(0, sizes["train"], sizes["test"])
+        found = {name: images.split(0, min(sizes["train"], len(images.train_y)),
+                                    min(sizes["test"], len(images.test_y)))
                  for name, images in found.items()}
     return p, {name: images.to(p.device) for name, images in found.items()}
 
@@ -582,8 +583,8 @@ def tried_nets(
 
 def filed_errors(found: dict[str, list]) -> list[dict]:
     "Rows of the errors of the gradient, by moment of the training."
-    return [what | {"method": f"normalised: {r.normalised}", "value": 100 * r.error,
-                    "measure": f"error of the gradient, percent, {moment}", "place": f"{r.form} {r.precision}"}
+    return [what | {"method": f"normalised: {r.normalised}", "place": f"{r.form} {r.precision}",
+                    "measure": f"error of the gradient, percent, {moment}", "value": 100 * r.error}
             for moment, several in found.items() for what, frame in several
             for r in frame.itertuples()]
 
