@@ -22,7 +22,8 @@ from ..contract import Out, unit
 from ..data import Images
 from .run import Phase, Run
 from ..losses.supcon import supcon_self
-from ..registry import losses, models
+from ..models.pretrained import network
+from ..registry import losses
 
 # %% ../../nbs/experiments/20_train.ipynb #c4
 def head(width: int, outputs: int = 128) -> nn.Sequential:
@@ -51,7 +52,7 @@ class Learner:
         self._enter()
 
     def _network(self, name: str, images: Images) -> nn.Module:
-        net = models.build(name, classes=len(images.classes), channels=images.shape[0])
+        net = network(name, images, start=True)
         return net.to(self.device, memory_format=torch.channels_last)
 
     def _prepare(self, images: Images, teacher: nn.Module):
