@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdnb.data import write_shard
+from kdnb.files import write_shard
 from kdnb.experiments.supcon_kd import parameters
 from kdnb.registry import InputError, losses
 

@@ -95,7 +95,7 @@ def crd_start(
 @losses.register("crd")
 class CRD(EmbeddedTerm):
     "Noise-contrastive estimation against banks of both networks' vectors (Tian et al. 2020)."
-    chunk = 1_200_000  # scores held at a time
+    chunk = 800_000  # scores held at a time
 
     def __init__(self,
         width: int = 128,        # of the common space
