@@ -132,12 +132,13 @@ def cka_matrix(
     x: Tensor,               # normalised images, `[n, ch, h, w]`
     block: int = 100,        # images in a block; an incomplete last one is left out
     pooled: bool = False,
+    walk=None,               # `walk(net, images)` gives the layers; those of `layers` by default
 ) -> Similarity:
     "Debiased CKA of the layers of two networks in evaluation mode, averaged over blocks."
     if len(x) < block: raise InputError(f"{len(x)} images are less than one block of {block}.")
-    ab, aa, bb = [], [], []
+    ab, aa, bb, walk = [], [], [], walk or (lambda net, x: layers(net(x), pooled))
     for images in x[:len(x) // block * block].split(block):
-        one, other = (layers(net.eval()(images), pooled) for net in (a, b))
+        one, other = (walk(net.eval(), images) for net in (a, b))
         k, l = (torch.stack([gram(z) for z in side.values()]) for side in (one, other))
         ab.append(unbiased_hsic(k, l))
         aa.append(unbiased_hsic(k, k).diag()[:, None])

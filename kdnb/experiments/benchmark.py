@@ -255,10 +255,10 @@ def pair_names(value, table: Table, preset: str) -> tuple[Pair, ...]:
 def parameters(
     table, loss="all", pair="auto", protocol="both", data="auto", preset="auto", alpha=None,
     seeds=None, epochs=None, batch=None, precision="auto", device="auto", deterministic=False,
-    compiled=False, streams=1, tensorboard=None, reports=None, force=False,
+    compiled=False, streams=1, tensorboard=None, reports=None, force=False, own=(),
 ) -> Parameters:
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
-    check_names(list(inspect.signature(parameters).parameters)[1:])
+    check_names([*list(inspect.signature(parameters).parameters)[1:-1], *own])
     known = {"table": (table, tuple(TABLES)), "protocol": (protocol, ("both", *PROTOCOLS)),
              "data set": (data, DATA), "preset": (preset, ("auto", *PRESETS)),
              "precision": (precision, ("auto", "fp32", "bf16"))}

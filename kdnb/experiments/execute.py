@@ -50,9 +50,12 @@ def depth(run: Run) -> int:
     return 1 + depth(run.teacher) if run.teacher else 0
 
 
-def pending(runs: list[Run], results: dict, store: Store, force: bool = False) -> list[Run]:
-    "The runs of a closed plan that have to be trained; `force` trains all of them again."
-    todo = {run.key for run in runs if force or run.key not in results}
+def pending(
+    runs: list[Run], results: dict, store: Store, force: bool = False, weights: bool = False,
+) -> list[Run]:
+    "The runs of a closed plan that have to be trained: with `force` all, with `weights` if gone."
+    todo = {run.key for run in runs if force or run.key not in results
+            or weights and not store.path("weights", run.key).exists()}
     for run in reversed(runs):
         teacher = run.teacher
         if run.key in todo and teacher and not store.path("weights", teacher.key).exists():
@@ -84,12 +87,14 @@ def work(run: Run, images: Images, cost: dict[str, int]) -> float:
                for phase in run.phases)
 
 # %% ../../nbs/experiments/30_execute.ipynb #c8
-def load_net(run: Run, store: Store, images: Images) -> nn.Module:
-    "A run's trained network, frozen, on the data's device; `InputError` if the file is another's."
+def load_net(run: Run, store: Store, images: Images, fold: bool = True) -> nn.Module:
+    """A run's trained network in evaluation mode, on the data's device; frozen, with its batch
+    normalisation folded, unless `fold` is False. `InputError` if the file is another's."""
     tensors, _ = store.weights(run.key, run.config)
     net = network(run.net, images)
     net.load_state_dict(tensors)
-    net = frozen(net.to(images.train_x.device, memory_format=torch.channels_last))
+    net = net.to(images.train_x.device, memory_format=torch.channels_last).eval()
+    if fold: net = frozen(net)
     check_accuracy(net, run, store, images)
     return net
 
@@ -378,14 +383,15 @@ def execute(
     live: bool = True,   # show progress
     speed: Speed = Speed(),  # how the device is used
     board: Board = Board(),  # where curves go for TensorBoard
+    weights: bool = False,   # the networks are wanted, too: train again where they are gone
 ) -> dict[str, dict]:    # the results of all runs of the plan, by key
     "Trains what is missing of a plan, beside other processes if any, and gives all its results."
     plan = closure(runs)
-    todo = pending(plan, store.results(), store, force)
+    todo = pending(plan, store.results(), store, force, weights)
     check_pairs(todo, images)
     cost = costs(todo, images)
     progress = Progress(sum(work(run, images, cost) for run in todo), len(todo), live)
-    failed = work_off(todo, images, store, force, cost, progress, about, speed, board)
+    failed = work_off(todo, images, store, force, weights, cost, progress, about, speed, board)
     progress.close(summary_line(progress, len(plan), len(todo), store))
     if failed: raise too_large(failed)
     results = store.results()
@@ -393,8 +399,8 @@ def execute(
 
 # %% ../../nbs/experiments/30_execute.ipynb #c32
 def work_off(
-    todo: list[Run], images: Images, store: Store, force: bool, cost: dict, progress: Progress,
-    *rest,
+    todo: list[Run], images: Images, store: Store, force: bool, weights: bool, cost: dict,
+    progress: Progress, *rest,
 ) -> dict[str, str]:
     "Trains runs as their teachers become ready; gives those that do not fit into memory."
     left, failed = todo, {}
@@ -402,14 +408,14 @@ def work_off(
     while left:
         locks, mine = take(ready(left), store)
         try:
-            mine = [run for run in mine if not settled(run, left, store, before)]
+            mine = [run for run in mine if not settled(run, left, store, before, weights)]
             if mine:
                 teachers = teachers_of(mine, store, images)
                 failed |= train(mine, images, store, teachers, force, cost, progress, *rest)
                 keep_caches(teachers, store)
         finally: release(locks, store)
         if not locks: progress.wait()
-        over = [run for run in left if settled(run, left, store, before)]
+        over = [run for run in left if settled(run, left, store, before, weights)]
         elsewhere = [run for run in over if run not in mine]
         progress.drop(len(elsewhere), sum(work(run, images, cost) for run in elsewhere))
         left = [run for run in left if run not in over and not lost(run, failed)]
@@ -454,11 +460,11 @@ def take(choices: list[list[Run]], store: Store) -> tuple[dict[str, FileLock], l
     return {}, []
 
 
-def settled(run: Run, todo: list[Run], store: Store, before: dict) -> bool:
+def settled(run: Run, todo: list[Run], store: Store, before: dict, weights: bool) -> bool:
     "Whether a run has been trained, here or by another process, since the plan was made."
     teaches = any(other.teacher and other.teacher.key == run.key for other in todo)
     there = (store.path("runs", run.key).exists()
-             and (not teaches or store.path("weights", run.key).exists()))
+             and (not (teaches or weights) or store.path("weights", run.key).exists()))
     return there and before.get(run.key) != store.stamp(run.key)
 
 # %% ../../nbs/experiments/30_execute.ipynb #c35

@@ -135,10 +135,10 @@ def parameters(
     loss="all", teacher="both", data="auto", preset="auto", alpha=None, tau=None, T=None,
     on="default", normalize="default", seeds=None, epochs=None, batch=None, precision="auto",
     device="auto", deterministic=False, compiled=False, streams=1, tensorboard=None,
-    reports=None, force=False,
+    reports=None, force=False, own=(),
 ) -> Parameters:
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
-    check_names(inspect.signature(parameters).parameters)
+    check_names([*list(inspect.signature(parameters).parameters)[:-1], *own])
     names = loss_names(loss)
     known = {"teacher": (teacher, tuple(OBJECTIVES)), "preset": (preset, ("auto", *PRESETS)),
              "data set": (data, DATA), "precision": (precision, ("auto", "fp32", "bf16"))}
