@@ -266,7 +266,8 @@ class Folded(nn.Identity):
 def folded(net: nn.Module) -> nn.Module:
     "The frozen network with batch normalisations in `nn.Sequential` folded into convolutions."
     for block in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
-        for i, (conv, norm) in enumerate(zip(block[:-1], block[1:])):
+        layers = list(block)
+        for i, (conv, norm) in enumerate(zip(layers, layers[1:])):
             if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
                 block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), Folded(norm)
     return net.to(memory_format=torch.channels_last)
