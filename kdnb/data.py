@@ -132,7 +132,8 @@ def derived(
     new = replace(images, **changes)
     sizes = len(images.train_x) + len(images.val_x), len(images.test_x)
     mark = hashlib.sha256(repr((images.fingerprint, sizes, *done)).encode()).hexdigest()
-    mean, std = statistics(new.train_x.numpy(), new.val_x.numpy())
+    mean, std = (statistics(new.train_x.numpy(), new.val_x.numpy()) if "train_x" in changes
+                 else (images.mean, images.std))
     return replace(new, mean=mean, std=std, fingerprint=mark,
                    note=f"{images.note} {sentence}".strip())
 

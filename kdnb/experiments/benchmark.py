@@ -292,7 +292,8 @@ def cut(images: Images, preset: str) -> Images:
     sizes = PRESETS[preset].cut
     if (images.name == "digits" or sizes is None
             or len(images.train_x) < sizes["train"] + sizes["validation"]):
-        return images.split(min(HELD_OUT[images.name], len(images.train_x) // 5))
+        n = len(images.train_x)
+        return images.split(min(HELD_OUT.get(images.name, n // 10), n // 5))
     note = (f"Only {sizes['train']} training and {sizes['test']} test images of {images.name} "
             f"were used (preset {preset}): these accuracies do not compare with the paper's.")
     return replace(images.split(**sizes), note=images.note or note)
