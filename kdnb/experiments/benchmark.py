@@ -11,7 +11,6 @@ __all__ = ['CUTS', 'LIGHT', 'ASSISTANTS', 'SAME', 'OTHER', 'SIX', 'TRIPLES', 'CL
            'step_costs', 'one_step', 'figure_costs']
 
 # %% ../../nbs/experiments/50_benchmark.ipynb #c2
-import inspect
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -255,10 +254,10 @@ def pair_names(value, table: Table, preset: str) -> tuple[Pair, ...]:
 def parameters(
     table, loss="all", pair="auto", protocol="both", data="auto", preset="auto", alpha=None,
     seeds=None, epochs=None, batch=None, precision="auto", device="auto", deterministic=False,
-    compiled=False, streams=1, tensorboard=None, reports=None, force=False, own=(),
+    compiled=False, streams=1, tensorboard=None, reports=None, force=False,
 ) -> Parameters:
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
-    check_names([*list(inspect.signature(parameters).parameters)[1:-1], *own])
+    check_names()
     known = {"table": (table, tuple(TABLES)), "protocol": (protocol, ("both", *PROTOCOLS)),
              "data set": (data, DATA), "preset": (preset, ("auto", *PRESETS)),
              "precision": (precision, ("auto", "fp32", "bf16"))}

@@ -8,7 +8,6 @@ __all__ = ['PRESETS', 'HELD_OUT', 'RANK', 'ALPHA_SOURCE', 'ALPHAS', 'ROWS', 'OBJ
            'training_choices', 'choices', 'about', 'choices_frame', 'banner']
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c2
-import inspect
 import os
 from dataclasses import dataclass, replace
 
@@ -135,10 +134,10 @@ def parameters(
     loss="all", teacher="both", data="auto", preset="auto", alpha=None, tau=None, T=None,
     on="default", normalize="default", seeds=None, epochs=None, batch=None, precision="auto",
     device="auto", deterministic=False, compiled=False, streams=1, tensorboard=None,
-    reports=None, force=False, own=(),
+    reports=None, force=False,
 ) -> Parameters:
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
-    check_names([*list(inspect.signature(parameters).parameters)[:-1], *own])
+    check_names()
     names = loss_names(loss)
     known = {"teacher": (teacher, tuple(OBJECTIVES)), "preset": (preset, ("auto", *PRESETS)),
              "data set": (data, DATA), "precision": (precision, ("auto", "fp32", "bf16"))}
