@@ -10,7 +10,6 @@ __all__ = ['PRESETS', 'RANK', 'HELD_OUT', 'PAPER', 'KINDS', 'PARTS', 'WORD', 'TE
            'banner']
 
 # %% ../../nbs/experiments/60_across.ipynb #c2
-import inspect
 import itertools
 import os
 from dataclasses import dataclass, replace
@@ -206,7 +205,7 @@ def parameters(
     tensorboard=None, reports=None, force=False,
 ) -> Parameters:
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
-    check_names([*inspect.signature(parameters).parameters, "images", "radii", "block", "stage"])
+    check_names()
     known = {"teacher": (teacher, tuple(TEACHERS)), "part": (part, PARTS),
              "preset": (preset, ("auto", *PRESETS)), "tune": (tune, ("all", "classifier")),
              "precision": (precision, ("auto", "fp32", "bf16"))}

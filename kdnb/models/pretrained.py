@@ -19,6 +19,7 @@ from torchvision import models as published
 from ..contract import Out
 from ..data import Images
 from .torchvision import NAMES
+from .vit import as_map
 from ..registry import InputError, models, parsed, unknown, whole
 
 # %% ../../nbs/models/80_pretrained.ipynb #c4
@@ -89,7 +90,9 @@ class TimmTransformer(nn.Module):
         for i, block in enumerate(net.blocks, 1):
             if i == self.block: attention = block.attn.qkv(block.norm1(x[:, 1:])).chunk(3, -1)
             x = block(x)
-            if i in self.ends: maps.append(x[:, 1:].mT.unflatten(2, stem.shape[2:]))
+            if i in self.ends:
+                shown, x = as_map(x, stem.shape[2:])
+                maps.append(shown)
         embedding = net.fc_norm(net.norm(x)[:, 0])
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(maps), stem,
                    attention=attention)
