@@ -22,6 +22,9 @@ IMAGES = {name: SimpleNamespace(name=name, train_y=range(45000), val_y=range(500
           for name in ("cifar10", "cifar100", "digits")}
 
 
+COMMON = {"alpha": None, "precision": "bf16", "device": None, "store": None, "force": False, "speed": None, "board": None}
+
+
 def finish(folder, run, score, outcome="finished", note=""):
     "Puts a made-up result into a store."
     last = {"test": float(score), "epoch": 1}
@@ -31,7 +34,7 @@ def finish(folder, run, score, outcome="finished", note=""):
 
 def supcon_runs(preset="paper", data="cifar10", seeds=5, loss="supcon", **changes):
     "The runs of the CIFAR-10 table, by teacher's objective (None: alone), own objective and losses."
-    p = supcon_kd.Parameters((loss,), ("ce", "supcon"), preset, IMAGES[data], None, {}, seeds, changes, "bf16", None, None, False, None, None)
+    p = supcon_kd.Parameters((loss,), ("ce", "supcon"), IMAGES[data], {}, preset=preset, seeds=seeds, changes=changes, **COMMON)
     return [((run.teacher and run.teacher.objective, run.objective, run.net), run) for run in supcon_kd.plan(p)]
 
 
@@ -154,8 +157,8 @@ def test_of_several_weights_validation_chooses(tmp_path):
 
 def pair_runs(table, pairs, specs, preset="paper", seeds=3):
     "The runs of a benchmark's table on CIFAR-100."
-    p = benchmark.Parameters(benchmark.TABLES[table], pairs, benchmark.PROTOCOLS, specs, preset, IMAGES["cifar100"], None, seeds, {}, "bf16",
-                             None, None, False, None, None)
+    p = benchmark.Parameters(benchmark.TABLES[table], pairs, benchmark.PROTOCOLS, specs, IMAGES["cifar100"], preset=preset, seeds=seeds,
+                             changes={}, **COMMON)
     for seed in range(seeds):
         for pair in pairs:
             teacher = benchmark.alone(pair.teacher, "teachers", benchmark.common(pair.teacher), p, seed)

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RANK', 'HELD_OUT', 'PAPER', 'KINDS', 'PARTS', 'WORD', 'TEACHERS', 'LOSSES', 'ALPHA', 'OPTIONS', 'IN_PAPER',
-           'COLUMNS', 'SETTING', 'LOSS_CHOICES', 'Preset', 'kinds_of', 'loaded', 'prepared', 'Parameters', 'loss_names',
-           'shapes', 'refusal', 'networks', 'possible', 'parameters', 'terms', 'plan', 'run_all', 'trios', 'numbers',
-           'rows', 'report', 'by_data', 'phase_text', 'network_choices', 'data_choices', 'choices', 'about',
-           'choices_frame', 'banner']
+           'COLUMNS', 'SETTING', 'LOSS_CHOICES', 'Preset', 'kinds_of', 'loaded', 'prepared', 'Parameters', 'shapes',
+           'refusal', 'networks', 'possible', 'parameters', 'terms', 'plan', 'run_all', 'trios', 'numbers', 'rows',
+           'report', 'by_data', 'phase_text', 'network_choices', 'data_choices', 'choices', 'about', 'choices_frame',
+           'banner']
 
 # %% ../../nbs/experiments/60_across.ipynb #c2
 import itertools
-import os
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -20,15 +19,14 @@ import torch
 from ..contract import Out
 from ..corruptions import corrupted
 from ..data import Images, load_images, resized
-from .execute import Speed, execute
+from .asked import Asked, asked, loss_names
+from .execute import execute
 from .methods import method_of
 from .run import Phase, Run, describe, distill, part
 from ..models.pretrained import network
-from ..parameters import check_names, flag, folder, torch_device, words
-from ..progress import Board
-from ..registry import InputError, losses, one_of, parsed, positive, unknown, whole
-from ..report import ROOT, Row, paper_numbers, score_text, summary, write_report
-from ..store import Store
+from ..parameters import check_names, words
+from ..registry import InputError, losses, one_of, parsed, unknown
+from ..report import Row, paper_numbers, score_text, summary, write_report
 
 # %% ../../nbs/experiments/60_across.ipynb #c4
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def prepared(images: Images, kind: str, where: str, preset: Preset) -> Images:
     "A data set as the experiment uses it: cut, a part held out, spoilt, and of the preset's size."
     sizes, n = preset.cut, len(images.train_x)
     few = images.name == "digits" or sizes is None or n < sizes["train"] + sizes["validation"]
-    if few: images = images.split(min(HELD_OUT[images.name], n // 5))
+    if few: images = images.split(min(HELD_OUT.get(images.name, n // 10), n // 5))
     else:
         note = (f"Only {sizes['train']} training and {sizes['test']} test images of {images.name} "
                 "and small networks were used: these accuracies do not compare with the paper's.")
@@ -106,23 +104,13 @@ OPTIONS = {"pca_gl": {"values": False}}   # where they differ from the loss's ow
 
 
 @dataclass(frozen=True)
-class Parameters:
-    "The parameters of the table, checked."
+class Parameters(Asked):
+    "The parameters of the table, checked; of the changes one may be \"tune\"."
     losses: tuple[str, ...]       # losses with options
     nets: dict[str, str]          # "transformer", "cnn" and "student", as far as asked for
-    preset: str
     data: tuple[Images, ...]      # as they are trained on, corruptions included
     part: str                     # which images are spoilt
     tune: str                     # what of a published network is trained
-    alpha: float | None           # None: each loss's own
-    seeds: int
-    changes: dict                 # "epochs", "batch" and "tune", as far as given
-    precision: str                # "fp32" or "bf16"
-    device: torch.device
-    store: Store
-    force: bool
-    speed: Speed
-    board: Board
 
     @property
     def teachers(self) -> list[str]:
@@ -139,11 +127,6 @@ class Parameters:
         "Parameters of each data set by itself."
         return [replace(self, data=(images,)) for images in self.data]
 
-    @property
-    def protocol(self) -> str:
-        "The preset's name, with what was changed of it."
-        return ", ".join([self.preset, *[f"{k} {v}" for k, v in self.changes.items()]])
-
     def phase(self, net: str) -> Phase:
         "How a network is trained: one that starts from published weights more gently."
         changes = {k: v for k, v in self.changes.items() if k != "tune"}
@@ -153,17 +136,6 @@ class Parameters:
         return phase if self.tune == "all" else replace(phase, kind="linear", lr=phase.lr * 10)
 
 # %% ../../nbs/experiments/60_across.ipynb #c10
-def loss_names(value) -> tuple[str, ...]:
-    "The losses of a word or several joined by commas; \"all\" stands for the table's."
-    if value == "all": return tuple(LOSSES)
-    names = tuple(words("loss", value))
-    for spec in names:
-        for loss, options in parsed(spec):
-            if loss not in losses.names(): raise unknown("loss", loss, ["all", *losses.names()])
-            losses.build(loss, **options)
-    return names
-
-
 def shapes(net: str, images: Images) -> Out:
     "What a network says about two images, in shapes alone: nothing is computed."
     with torch.device("meta"), torch.no_grad():
@@ -174,7 +146,7 @@ def refusal(spec: str, teacher: str, student: str, images: Images) -> str:
     "Why a loss cannot be distilled from a teacher; empty where it can."
     s, t = (shapes(net, images) for net in (student, teacher))
     for loss, options in parsed(spec):
-        term = losses.build(loss, **options)
+        term = losses.build(loss, **{k: v for k, v in options.items() if k != "weight"})
         if term.source != "teacher": return f"{loss} does not learn from one trained teacher."
         try: term.prepare(s, t, torch.arange(len(images.classes)))
         except InputError as error: return f"{loss} cannot be run from {teacher}: {error}"
@@ -208,30 +180,18 @@ def parameters(
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
     check_names()
     known = {"teacher": (teacher, tuple(TEACHERS)), "part": (part, PARTS),
-             "preset": (preset, ("auto", *PRESETS)), "tune": (tune, ("all", "classifier")),
-             "precision": (precision, ("auto", "fp32", "bf16"))}
+             "tune": (tune, ("all", "classifier"))}
     for kind, (word, allowed) in known.items():
         if word not in allowed: raise unknown(kind, word, allowed)
-    where = torch_device(device)
-    if preset == "auto": preset = "paper" if where.type == "cuda" else "quick"
-    own = PRESETS[preset]
+    names = loss_names(loss, LOSSES, ("weight",))
+    common = asked("hakd_table1", PRESETS, preset, alpha, seeds, epochs, batch, precision, device,
+                   deterministic, compiled, streams, tensorboard, reports, force)
+    if tune != "all": common["changes"]["tune"] = tune
+    own = PRESETS[common["preset"]]
     nets = networks(own, teacher, {"transformer": transformer, "cnn": cnn, "student": student})
-    names = loss_names(loss)
-    if alpha is not None: positive("alpha", alpha)
-    changes = {name: whole(name, value) for name, value in (("epochs", epochs), ("batch", batch))
-               if value is not None} | ({} if tune == "all" else {"tune": tune})
-    seeds = own.seeds if seeds is None else whole("seeds", seeds)
-    if precision == "auto": precision = own.precision if where.type == "cuda" else "fp32"
-    torch.use_deterministic_algorithms(flag("deterministic", deterministic))
-    flag("force", force)
     sets = [(images, kind) for images in loaded(data) for kind in kinds_of(images.name, corruption)]
-    store = Store(folder("reports", reports,
-                         os.environ.get("KDNB_REPORTS") or ROOT/"reports")/"hakd_table1")
-    store.results()
-    p = Parameters(names, nets, preset, tuple(prepared(i, k, part, own).to(where) for i, k in sets),
-                   part, tune, alpha, seeds, changes, precision, where, store, force,
-                   Speed(flag("compiled", compiled), whole("streams", streams)),
-                   Board(folder("tensorboard", tensorboard, None) if tensorboard else None))
+    images = tuple(prepared(i, k, part, own).to(common["device"]) for i, k in sets)
+    p = Parameters(names, nets, images, part, tune, **common)
     if loss != "all": possible(p)
     return p
 
@@ -239,8 +199,9 @@ def parameters(
 def terms(spec: str, p: Parameters) -> tuple:
     "The distillation terms of a row, and the weight of the cross-entropy."
     found = parsed(spec)
-    parts = tuple(part(loss, p.alpha or ALPHA.get(loss) or method_of(loss, "").alpha,
-                       OPTIONS.get(loss, {}) | options) for loss, options in found)
+    def weight(loss): return p.alpha or ALPHA.get(loss) or method_of(loss, "").alpha
+    parts = tuple(part(loss, options.get("weight", weight(loss)), OPTIONS.get(loss, {}) | options)
+                  for loss, options in found)
     return parts, method_of(found[0][0], "").gamma if len(found) == 1 else 1.0
 
 
