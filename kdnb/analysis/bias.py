@@ -156,7 +156,8 @@ def coverage(
 # %% ../../nbs/analysis/77_bias.ipynb #c26
 def shared_stage(stage, p: Parameters) -> int:
     "The stage, counted from the deep end, where every network has it; otherwise `InputError`."
-    least = min(len(shapes(net, p.images).maps) for net in p.nets.values())
+    size = p.images.shape, len(p.images.classes)
+    least = min(len(shapes(net, *size).maps) for net in p.nets.values())
     return between("stage", stage, 1, least)
 
 # %% ../../nbs/analysis/77_bias.ipynb #c27

@@ -13,6 +13,7 @@ __all__ = ['PRESETS', 'RANK', 'HELD_OUT', 'PAPER', 'KINDS', 'PARTS', 'WORD', 'TE
 import itertools
 import os
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import pandas as pd
 import torch
@@ -139,6 +140,11 @@ class Parameters:
         "The first data set."
         return self.data[0]
 
+    def refusal(self, spec: str, teacher: str) -> str:
+        "Why a loss cannot be distilled from a teacher; empty where it can."
+        return refusal(spec, teacher, self.nets["student"], self.images.shape,
+                       len(self.images.classes))
+
     def each(self) -> list["Parameters"]:
         "Parameters of each data set by itself."
         return [replace(self, data=(images,)) for images in self.data]
@@ -168,19 +174,23 @@ def loss_names(value) -> tuple[str, ...]:
     return names
 
 # %% ../../nbs/experiments/60_across.ipynb #c13
-def shapes(net: str, images: Images) -> Out:
+@lru_cache(maxsize=None)
+def shapes(net: str, shape: tuple, classes: int) -> Out:
     "What a network says about two images, in shapes alone: nothing is computed."
+    likeness = replace(load_images("digits"), classes=tuple(map(str, range(classes))),
+                       mean=(0.5,) * shape[0], std=(0.5,) * shape[0])
     with torch.device("meta"), torch.no_grad():
-        return network(net, images).eval()(torch.zeros(2, *images.shape))
+        return network(net, likeness).eval()(torch.zeros(2, *shape))
 
 
-def refusal(spec: str, teacher: str, student: str, images: Images) -> str:
+@lru_cache(maxsize=None)
+def refusal(spec: str, teacher: str, student: str, shape: tuple, classes: int) -> str:
     "Why a loss cannot be distilled from a teacher; empty where it can."
-    s, t = (shapes(net, images) for net in (student, teacher))
+    s, t = (shapes(net, shape, classes) for net in (student, teacher))
     for loss, options in parsed(spec):
         term = losses.build(loss, **options)
         if term.source != "teacher": return f"{loss} does not learn from one trained teacher."
-        try: term.prepare(s, t, torch.arange(len(images.classes)))
+        try: term.prepare(s, t, torch.arange(classes))
         except InputError as error: return f"{loss} cannot be run from {teacher}: {error}"
     return ""
 
@@ -199,7 +209,7 @@ def networks(preset: Preset, teacher: str, given: dict) -> dict[str, str]:
 def possible(p: Parameters):
     "`InputError` where a loss can be distilled from none of the teachers."
     for spec in p.losses:
-        said = [refusal(spec, teacher, p.nets["student"], p.images) for teacher in p.teachers]
+        said = [p.refusal(spec, teacher) for teacher in p.teachers]
         if all(said): raise InputError(said[-1])
 
 # %% ../../nbs/experiments/60_across.ipynb #c15
@@ -267,7 +277,7 @@ def plan(p: Parameters) -> list[Run]:
                           p.precision) for net in p.nets.values()}
         runs += alone.values()
         for teacher, spec in itertools.product(p.teachers, p.losses):
-            if refusal(spec, teacher, student, p.images): continue
+            if p.refusal(spec, teacher): continue
             parts, gamma = terms(spec, p)
             runs.append(distill(replace(alone[student], gamma=gamma), parts, alone[teacher]))
     return runs
@@ -428,6 +438,6 @@ def choices_frame(p: Parameters) -> pd.DataFrame:
 def banner(p: Parameters) -> str:
     "What a reader must know: about the data, and about losses that a teacher does not allow."
     pairs = [(spec, teacher) for teacher in p.teachers for spec in p.losses]
-    said = [refusal(spec, teacher, p.nets["student"], p.images) for spec, teacher in pairs]
+    said = [p.refusal(spec, teacher) for spec, teacher in pairs]
     notes = dict.fromkeys(f"**{images.note}**" for images in p.data if images.note)
     return "\n>\n".join(f"> {text}" for text in [*notes, *said] if text)
