@@ -23,8 +23,8 @@ def identity(
     x: Tensor,      # images, uint8 `[n, ch, h, w]`
 ) -> Tensor:        # 32-bit words as `int64`, `[n]`
     "A number for each image that follows from its pixels alone."
-    words = [hashlib.sha256(image.tobytes()).digest()[:4] for image in x.numpy()]
-    return torch.tensor([int.from_bytes(word, "big") for word in words], dtype=torch.int64)
+    words = [hashlib.sha256(image.tobytes()).digest()[:4] for image in x.cpu().numpy()]
+    return torch.tensor([int.from_bytes(word, "big") for word in words], dtype=torch.int64, device=x.device)
 
 
 def drawn(

@@ -14,11 +14,15 @@ import pytest
 from kdnb.analysis.claims import (CONTRADICTED, DIRECTION, HOLDS, NOT_RUN, OPEN, PROVED, SEPARATE, VERDICTS, claims_table, ledger,
                                   linked, slips)
 from kdnb.experiments import benchmark, supcon_kd
+from kdnb.measures import write_measures
 from kdnb.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = {name: SimpleNamespace(name=name, train_y=range(45000), val_y=range(5000), test_y=range(10000), fingerprint="0" * 64)
           for name in ("cifar10", "cifar100", "digits")}
+
+
+COMMON = {"alpha": None, "precision": "bf16", "device": None, "store": None, "force": False, "speed": None, "board": None}
 
 
 def finish(folder, run, score, outcome="finished", note=""):
@@ -30,7 +34,7 @@ def finish(folder, run, score, outcome="finished", note=""):
 
 def supcon_runs(preset="paper", data="cifar10", seeds=5, loss="supcon", **changes):
     "The runs of the CIFAR-10 table, by teacher's objective (None: alone), own objective and losses."
-    p = supcon_kd.Parameters((loss,), ("ce", "supcon"), preset, IMAGES[data], None, {}, seeds, changes, "bf16", None, None, False, None, None)
+    p = supcon_kd.Parameters((loss,), ("ce", "supcon"), IMAGES[data], {}, preset=preset, seeds=seeds, changes=changes, **COMMON)
     return [((run.teacher and run.teacher.objective, run.objective, run.net), run) for run in supcon_kd.plan(p)]
 
 
@@ -75,10 +79,11 @@ def test_no_verdict_without_evidence(folder, tmp_path):
     book = ledger(reports)
     for claim in book.itertuples():
         paths = list(filter(None, claim.evidence.split(";")))
-        if claim.verdict in (NOT_RUN, OPEN): assert not paths
-        else: assert paths and all((ROOT if path.startswith("nbs/") else reports).joinpath(path).is_file() for path in paths)
+        if claim.verdict == NOT_RUN: assert not paths
+        elif claim.verdict != OPEN: assert paths
+        assert all((ROOT if path.startswith("nbs/") else reports).joinpath(path).is_file() for path in paths)
         if claim.verdict == OPEN: assert claim.statement
-    assert (book.verdict == HOLDS).any() == (folder == "made up")
+    if folder == "made up": assert (book.verdict == HOLDS).any()
 
 
 def test_new_runs_change_their_row_and_no_other(tmp_path):
@@ -108,6 +113,33 @@ def test_runs_that_do_not_compare_change_nothing(tmp_path, options):
     pd.testing.assert_frame_equal(ledger(tmp_path), before)
 
 
+def look_inside(folder, preset="paper", **values):
+    "Made-up similarities of students with their SupCon teacher, by loss, with the results of their runs."
+    rows = []
+    for loss, value in values.items():
+        for (source, *_), run in supcon_runs(preset, loss=loss):
+            if source != "supcon": continue
+            finish(folder/"cifar10_supcon", run, 93)
+            rows.append({"section": preset, "teacher": "resnet50", "student": "resnet18", "objective": "supcon", "method": loss, "place": "stage 4",
+                         "measure": "linear CKA, debiased", "seed": run.seed, "value": value + 0.01 * run.seed, "key": run.key})
+    write_measures(folder/"lee2025_fig2", "Similarity", rows)
+
+
+def test_a_measure_inside_networks_changes_its_row(tmp_path):
+    before = ledger(tmp_path).set_index("id")
+    look_inside(tmp_path, cosine=0.9, gram=0.8, supcon=0.6)
+    after = ledger(tmp_path).set_index("id")
+    assert set(after.index[after.statement != before.statement]) == {"L22"} and after.loc["L22"].verdict == OPEN
+    assert "By the reading here, holds: paper, n = 5: +25.00" in after.loc["L22"].statement and after.loc["L22"].evidence == "lee2025_fig2/measures.csv"
+    look_inside(tmp_path, gram=0.5)
+    assert f"here, {CONTRADICTED}: paper, n = 5: +10.00" in row(tmp_path, "L22").statement
+
+
+def test_measures_of_runs_that_do_not_compare_change_nothing(tmp_path):
+    look_inside(tmp_path, "quick", cosine=0.9, gram=0.8, supcon=0.6)
+    assert row(tmp_path, "L22").statement == row(tmp_path/"nothing", "L22").statement
+
+
 def test_paper_runs_go_before_fast_ones(tmp_path):
     gain(tmp_path/"cifar10_supcon", -1.0, "fast")
     gain(tmp_path/"cifar10_supcon", 1.2)
@@ -125,8 +157,8 @@ def test_of_several_weights_validation_chooses(tmp_path):
 
 def pair_runs(table, pairs, specs, preset="paper", seeds=3):
     "The runs of a benchmark's table on CIFAR-100."
-    p = benchmark.Parameters(benchmark.TABLES[table], pairs, benchmark.PROTOCOLS, specs, preset, IMAGES["cifar100"], None, seeds, {}, "bf16",
-                             None, None, False, None, None)
+    p = benchmark.Parameters(benchmark.TABLES[table], pairs, benchmark.PROTOCOLS, specs, IMAGES["cifar100"], preset=preset, seeds=seeds,
+                             changes={}, **COMMON)
     for seed in range(seeds):
         for pair in pairs:
             teacher = benchmark.alone(pair.teacher, "teachers", benchmark.common(pair.teacher), p, seed)

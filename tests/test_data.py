@@ -76,6 +76,18 @@ def test_what_the_sources_say_is_what_torchvision_keeps():
     assert [CIFAR100.classes[i] for i in (0, 1, 39, 50, 99)] == ["apple", "aquarium_fish", "keyboard", "mouse", "worm"]
 
 
+RENAMED = """n02666196 n02666347 n02190166 n03373237 n04465501 n04465666 n04597913 n04598010 n04067472 n07056680 n01855672 n07646821 n03250847 n07647870
+n07579787 n07657664 n02206856 n07975909 n02730930 n08496334 n03976657 n08620881 n02085620 n08742578 n02906734 n12520864 n07734744 n13001041
+n03804744 n13652335 n02999410 n13652994 n01945685 n13719102 n07747607 n14991210""".split()  # in the archive, in the parquet copy
+
+
+def test_tiny_imagenets_labels_are_those_of_its_parquet_copy():
+    copys = dict(zip(RENAMED[::2], RENAMED[1::2]))
+    assert len(copys) == 18 and set(copys) < set(TINY_IMAGENET.classes)
+    theirs = [copys.get(name, name) for name in TINY_IMAGENET.classes]
+    assert theirs == sorted(set(theirs)) and len(theirs) == 200
+
+
 def same(a, b):
     return a.fingerprint == b.fingerprint and all(getattr(a, name).equal(getattr(b, name)) for name in ("train_x", "train_y", "test_x", "test_y"))
 
@@ -213,6 +225,7 @@ def without_an_image(path, source):
     (lambda p, s: files.write_shard(p, *PAIRS[s][0], column="picture", label=s.labels[0]), "picture, {label}; {title} shards"),
     (lambda p, s: files.write_shard(p, *PAIRS[s][0], label="coarse_label"), "image, coarse_label; {title} shards have .* and {label}"),
     (without_an_image, "image 0 of .* decoded"),
+    (lambda p, s: files.write_shard(p, PAIRS[s][0][0][:0], np.zeros(0, int), label=s.labels[0]), "has the columns image, {label}"),
     (lambda p, s: p.rename(p.with_name("train-00000-of-00003.parquet")), "1 of 3"),
     (lambda p, s: p.unlink(), "train"),
 ])
@@ -350,6 +363,9 @@ OF_TABLE, PICTURE = "val/val_annotations.txt", "val/images/val_2.JPEG"
     (TINY_IMAGENET, "train", lambda p: next(p.iterdir()).rename(p/"goldfish"), "train has .*JPEG in a class 'goldfish'"),
     (TINY_IMAGENET, "train", lambda p: (shutil.rmtree(p), p.mkdir()), "train has no images"),
     (TINY_IMAGENET, "train", shutil.rmtree, "tiny-imagenet-200 has no train: copy"),
+    (STL10, "train_X.bin", lambda p: (p.write_bytes(b""), p.with_name("train_y.bin").write_bytes(b"")), "no train images: .*train_X.bin"),
+    (FASHION_MNIST, TRAIN_IDX, lambda p: (p.write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 0, *[0, 0, 0, 28] * 2])),
+                                          p.with_name("train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 0]))), "no train images"),
 ])
 def test_a_wrong_file_is_named(root, source, name, spoil, says):
     write_own(root, source)

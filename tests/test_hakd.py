@@ -116,7 +116,7 @@ def test_a_group_is_a_neighbourhood_of_4_by_4():
 def test_the_loss_is_on_from_the_first_epoch_and_has_no_ramp(tmp_path):
     p = parameters(loss="pca_gl", data="digits", corruption="none", preset="paper", device="cpu", reports=str(tmp_path))
     run, = [run for run in plan(p) if run.parts and run.seed == 0]
-    assert run.phases[0].epochs == 10 and [run.parts[0].weight(epoch) for epoch in range(10)] == [1.0] * 10
+    assert run.phases[0].epochs == 10 and [run.parts[0].weight(epoch) for epoch in range(10)] == [0.2] * 10
     assert dict(run.parts[0].options) == {"part": "both", "p": 0.5, "values": False, "heads": 1, "side": 4}
     longer = plan(replace(p, changes={"epochs": 200}))
     assert {r.phases[0].epochs for r in longer} == {200} and not {r.key for r in longer} & {r.key for r in plan(p)}

@@ -53,6 +53,7 @@ class Compared:
     what: dict           # section, teacher, student, objective, method, seed and key of its run
     student: nn.Module   # both in evaluation mode
     teacher: nn.Module
+    source: str          # key of the teacher's run
     diverged: str = ""   # how the run ended, where it did not finish
 
     @property
@@ -105,7 +106,7 @@ def compared(
         what = {"teacher": t.net, "student": s.net, "objective": t.objective,
                 "method": called(s, p), "seed": s.seed, "key": s.key}
         lost = next((text for text in ended if text != "finished"), "")
-        found += [Compared({"section": where} | what, net(s), net(t), lost)
+        found += [Compared({"section": where} | what, net(s), net(t), t.key, lost)
                   for where in filed(s, t, p)]
     return found
 
@@ -130,13 +131,14 @@ class OtherImages(nn.Module):
 
 def shuffled(nets: list[Compared]) -> list[Compared]:
     "Each student alone, shown other images than its teacher."
-    return [replace(c, what=c.what | {"method": "other images"}, student=OtherImages(c.student))
+    return [replace(c, what=c.what | {"method": "other images", "key": ""},
+                    student=OtherImages(c.student))
             for c in nets if c.method == "student"]
 
 
 def teachers(nets: list[Compared]) -> list[Compared]:
     "Each teacher in its student's place."
-    return [replace(c, what=c.what | {"method": "teacher", "key": ""}, student=c.teacher)
+    return [replace(c, what=c.what | {"method": "teacher", "key": c.source}, student=c.teacher)
             for c in nets if c.method == "student"]
 
 # %% ../../nbs/analysis/75_inside.ipynb #c11
@@ -470,7 +472,8 @@ def transfer(
         if name not in known: raise unknown("target", name, ["auto", *known])
     found = {name: resized(load_images(name), p.images.shape[1]) for name in names}
     if sizes:
-        found = {name: images.split(0, sizes["train"], sizes["test"])
+        found = {name: images.split(0, min(sizes["train"], len(images.train_y)),
+                                    min(sizes["test"], len(images.test_y)))
                  for name, images in found.items()}
     return p, {name: images.to(p.device) for name, images in found.items()}
 
@@ -582,8 +585,8 @@ def tried_nets(
 
 def filed_errors(found: dict[str, list]) -> list[dict]:
     "Rows of the errors of the gradient, by moment of the training."
-    return [what | {"method": f"normalised: {r.normalised}", "value": 100 * r.error,
-                    "measure": f"error of the gradient, percent, {moment}", "place": f"{r.form} {r.precision}"}
+    return [what | {"method": f"normalised: {r.normalised}", "place": f"{r.form} {r.precision}",
+                    "measure": f"error of the gradient, percent, {moment}", "value": 100 * r.error}
             for moment, several in found.items() for what, frame in several
             for r in frame.itertuples()]
 

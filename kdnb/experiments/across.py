@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'RANK', 'HELD_OUT', 'PAPER', 'KINDS', 'PARTS', 'WORD', 'TEACHERS', 'LOSSES', 'ALPHA', 'OPTIONS', 'IN_PAPER',
-           'COLUMNS', 'SETTING', 'LOSS_CHOICES', 'Preset', 'kinds_of', 'loaded', 'prepared', 'Parameters', 'loss_names',
-           'shapes', 'refusal', 'networks', 'possible', 'checked_words', 'store_of', 'parameters', 'terms', 'plan',
-           'run_all', 'trios', 'numbers', 'rows', 'report', 'by_data', 'phase_text', 'network_choices', 'data_choices',
-           'choices', 'about', 'choices_frame', 'banner']
+           'COLUMNS', 'SETTING', 'LOSS_CHOICES', 'Preset', 'kinds_of', 'loaded', 'prepared', 'Parameters', 'shapes',
+           'refusal', 'networks', 'possible', 'parameters', 'terms', 'plan', 'run_all', 'trios', 'numbers', 'rows',
+           'report', 'by_data', 'phase_text', 'network_choices', 'data_choices', 'choices', 'about', 'choices_frame',
+           'banner']
 
 # %% ../../nbs/experiments/60_across.ipynb #c2
 import itertools
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -21,15 +20,14 @@ import torch
 from ..contract import Out
 from ..corruptions import corrupted
 from ..data import Images, load_images, resized
-from .execute import Speed, execute
+from .asked import Asked, asked, loss_names
+from .execute import execute
 from .methods import method_of
 from .run import Phase, Run, describe, distill, part
 from ..models.pretrained import network
-from ..parameters import check_names, flag, folder, torch_device, words
-from ..progress import Board
-from ..registry import InputError, losses, one_of, parsed, positive, unknown, whole
-from ..report import ROOT, Row, paper_numbers, score_text, summary, write_report
-from ..store import Store
+from ..parameters import check_names, words
+from ..registry import InputError, losses, one_of, parsed, unknown
+from ..report import Row, paper_numbers, score_text, summary, write_report
 
 # %% ../../nbs/experiments/60_across.ipynb #c4
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def prepared(images: Images, kind: str, where: str, preset: Preset) -> Images:
     "A data set as the experiment uses it: cut, a part held out, spoilt, and of the preset's size."
     sizes, n = preset.cut, len(images.train_x)
     few = images.name == "digits" or sizes is None or n < sizes["train"] + sizes["validation"]
-    if few: images = images.split(min(HELD_OUT[images.name], n // 5))
+    if few: images = images.split(min(HELD_OUT.get(images.name, n // 10), n // 5))
     else:
         note = (f"Only {sizes['train']} training and {sizes['test']} test images of {images.name} "
                 "and small networks were used: these accuracies do not compare with the paper's.")
@@ -102,28 +100,18 @@ def prepared(images: Images, kind: str, where: str, preset: Preset) -> Images:
 TEACHERS = {"transformer": ("transformer",), "cnn": ("cnn",), "both": ("transformer", "cnn")}
 LOSSES = {"pca_gl": "PCA + GL", "pca_gl@part=pca": "PCA alone", "pca_gl@part=gl": "GL alone",
           "hint": "Hint", "kd": "KD"}
-ALPHA = {"pca_gl": 1.0}
+ALPHA = {"pca_gl": 0.2}
 OPTIONS = {"pca_gl": {"values": False}}   # where they differ from the loss's own
 
 # %% ../../nbs/experiments/60_across.ipynb #c11
 @dataclass(frozen=True)
-class Parameters:
-    "The parameters of the table, checked."
+class Parameters(Asked):
+    "The parameters of the table, checked; of the changes one may be \"tune\"."
     losses: tuple[str, ...]       # losses with options
     nets: dict[str, str]          # "transformer", "cnn" and "student", as far as asked for
-    preset: str
     data: tuple[Images, ...]      # as they are trained on, corruptions included
     part: str                     # which images are spoilt
     tune: str                     # what of a published network is trained
-    alpha: float | None           # None: each loss's own
-    seeds: int
-    changes: dict                 # "epochs", "batch" and "tune", as far as given
-    precision: str                # "fp32" or "bf16"
-    device: torch.device
-    store: Store
-    force: bool
-    speed: Speed
-    board: Board
 
     @property
     def teachers(self) -> list[str]:
@@ -149,11 +137,6 @@ class Parameters:
         "Parameters of each data set by itself."
         return [replace(self, data=(images,)) for images in self.data]
 
-    @property
-    def protocol(self) -> str:
-        "The preset's name, with what was changed of it."
-        return ", ".join([self.preset, *[f"{k} {v}" for k, v in self.changes.items()]])
-
     def phase(self, net: str) -> Phase:
         "How a network is trained: one that starts from published weights more gently."
         changes = {k: v for k, v in self.changes.items() if k != "tune"}
@@ -163,17 +146,6 @@ class Parameters:
         return phase if self.tune == "all" else replace(phase, kind="linear", lr=phase.lr * 10)
 
 # %% ../../nbs/experiments/60_across.ipynb #c12
-def loss_names(value) -> tuple[str, ...]:
-    "The losses of a word or several joined by commas; \"all\" stands for the table's."
-    if value == "all": return tuple(LOSSES)
-    names = tuple(words("loss", value))
-    for spec in names:
-        for loss, options in parsed(spec):
-            if loss not in losses.names(): raise unknown("loss", loss, ["all", *losses.names()])
-            losses.build(loss, **options)
-    return names
-
-# %% ../../nbs/experiments/60_across.ipynb #c13
 @lru_cache(maxsize=None)
 def shapes(net: str, shape: tuple, classes: int) -> Out:
     "What a network says about two images, in shapes alone: nothing is computed."
@@ -188,13 +160,13 @@ def refusal(spec: str, teacher: str, student: str, shape: tuple, classes: int) -
     "Why a loss cannot be distilled from a teacher; empty where it can."
     s, t = (shapes(net, shape, classes) for net in (student, teacher))
     for loss, options in parsed(spec):
-        term = losses.build(loss, **options)
+        term = losses.build(loss, **{k: v for k, v in options.items() if k != "weight"})
         if term.source != "teacher": return f"{loss} does not learn from one trained teacher."
         try: term.prepare(s, t, torch.arange(classes))
         except InputError as error: return f"{loss} cannot be run from {teacher}: {error}"
     return ""
 
-# %% ../../nbs/experiments/60_across.ipynb #c14
+# %% ../../nbs/experiments/60_across.ipynb #c13
 def networks(preset: Preset, teacher: str, given: dict) -> dict[str, str]:
     "The networks asked for, by role; `InputError` for a wrong name or option."
     names = {role: getattr(preset, role) if name is None else name for role, name in given.items()}
@@ -212,23 +184,7 @@ def possible(p: Parameters):
         said = [p.refusal(spec, teacher) for teacher in p.teachers]
         if all(said): raise InputError(said[-1])
 
-# %% ../../nbs/experiments/60_across.ipynb #c15
-def checked_words(words: dict[str, str]):
-    "`InputError` where a word is not among those its parameter knows."
-    known = {"teacher": TEACHERS, "part": PARTS, "preset": ("auto", *PRESETS),
-             "tune": ("all", "classifier"), "precision": ("auto", "fp32", "bf16")}
-    for kind, word in words.items():
-        if word not in tuple(known[kind]): raise unknown(kind, word, known[kind])
-
-
-def store_of(reports) -> Store:
-    "The store of the table, whose results are all readable."
-    store = Store(folder("reports", reports,
-                         os.environ.get("KDNB_REPORTS") or ROOT/"reports")/"hakd_table1")
-    store.results()
-    return store
-
-# %% ../../nbs/experiments/60_across.ipynb #c16
+# %% ../../nbs/experiments/60_across.ipynb #c14
 def parameters(
     loss="all", teacher="both", transformer=None, cnn=None, student=None, tune="all", data="auto",
     corruption="auto", part="both", preset="auto", alpha=None, seeds=None, epochs=None, batch=None,
@@ -237,35 +193,29 @@ def parameters(
 ) -> Parameters:
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
     check_names()
-    checked_words({"teacher": teacher, "part": part, "preset": preset, "tune": tune,
-                   "precision": precision})
-    where = torch_device(device)
-    if preset == "auto": preset = "paper" if where.type == "cuda" else "quick"
-    own = PRESETS[preset]
+    known = {"teacher": (teacher, tuple(TEACHERS)), "part": (part, PARTS),
+             "tune": (tune, ("all", "classifier"))}
+    for kind, (word, allowed) in known.items():
+        if word not in allowed: raise unknown(kind, word, allowed)
+    names = loss_names(loss, LOSSES, ("weight",))
+    common = asked("hakd_table1", PRESETS, preset, alpha, seeds, epochs, batch, precision, device,
+                   deterministic, compiled, streams, tensorboard, reports, force)
+    if tune != "all": common["changes"]["tune"] = tune
+    own = PRESETS[common["preset"]]
     nets = networks(own, teacher, {"transformer": transformer, "cnn": cnn, "student": student})
-    names = loss_names(loss)
-    if alpha is not None: positive("alpha", alpha)
-    changes = {name: whole(name, value) for name, value in (("epochs", epochs), ("batch", batch))
-               if value is not None} | ({} if tune == "all" else {"tune": tune})
-    seeds = own.seeds if seeds is None else whole("seeds", seeds)
-    if precision == "auto": precision = own.precision if where.type == "cuda" else "fp32"
-    torch.use_deterministic_algorithms(flag("deterministic", deterministic))
-    flag("force", force)
-    sets = [(images, kind) for images in loaded(data)
-            for kind in kinds_of(images.name, corruption)]
-    p = Parameters(names, nets, preset, tuple(prepared(i, k, part, own).to(where) for i, k in sets),
-                   part, tune, alpha, seeds, changes, precision, where, store_of(reports), force,
-                   Speed(flag("compiled", compiled), whole("streams", streams)),
-                   Board(folder("tensorboard", tensorboard, None) if tensorboard else None))
+    sets = [(images, kind) for images in loaded(data) for kind in kinds_of(images.name, corruption)]
+    images = tuple(prepared(i, k, part, own).to(common["device"]) for i, k in sets)
+    p = Parameters(names, nets, images, part, tune, **common)
     if loss != "all": possible(p)
     return p
 
-# %% ../../nbs/experiments/60_across.ipynb #c18
+# %% ../../nbs/experiments/60_across.ipynb #c16
 def terms(spec: str, p: Parameters) -> tuple:
     "The distillation terms of a row, and the weight of the cross-entropy."
     found = parsed(spec)
-    parts = tuple(part(loss, p.alpha or ALPHA.get(loss) or method_of(loss, "").alpha,
-                       OPTIONS.get(loss, {}) | options) for loss, options in found)
+    def weight(loss): return p.alpha or ALPHA.get(loss) or method_of(loss, "").alpha
+    parts = tuple(part(loss, options.get("weight", weight(loss)), OPTIONS.get(loss, {}) | options)
+                  for loss, options in found)
     return parts, method_of(found[0][0], "").gamma if len(found) == 1 else 1.0
 
 
@@ -282,7 +232,7 @@ def plan(p: Parameters) -> list[Run]:
             runs.append(distill(replace(alone[student], gamma=gamma), parts, alone[teacher]))
     return runs
 
-# %% ../../nbs/experiments/60_across.ipynb #c19
+# %% ../../nbs/experiments/60_across.ipynb #c17
 def run_all(
     p: Parameters,
     weights: bool = False,  # the networks are wanted, too
@@ -294,13 +244,13 @@ def run_all(
                            board=p.board, weights=weights)
     return results
 
-# %% ../../nbs/experiments/60_across.ipynb #c21
+# %% ../../nbs/experiments/60_across.ipynb #c19
 IN_PAPER = {"transformer": "vit_b_16", "cnn": "wide_resnet101_2", "student": "resnet50"}
 COLUMNS = tuple(f"{name} {WORD[kind]}" for name, kind in PAPER.items())
 SETTING = {"none": "data=unmodified", "occluded": "data=occluded",
            "textured": "data=texturised_background"}
 
-# %% ../../nbs/experiments/60_across.ipynb #c22
+# %% ../../nbs/experiments/60_across.ipynb #c20
 def trios(p: Parameters) -> list[dict[str, str]]:
     "The networks of the parameters and of all presets, by role, each trio once."
     known = [{role: getattr(preset, role) for role in IN_PAPER} for preset in PRESETS.values()]
@@ -330,13 +280,13 @@ def rows(p: Parameters) -> list[Row]:
                           for spec, name in LOSSES.items()]
     return found
 
-# %% ../../nbs/experiments/60_across.ipynb #c23
+# %% ../../nbs/experiments/60_across.ipynb #c21
 def report(p: Parameters) -> pd.DataFrame:
     "Writes the report of all results of the table so far."
     title = "hakd, Table 1: a transformer and a convolutional network as teachers"
     return write_report(p.store, title, rows(p), numbers(p), COLUMNS, RANK)
 
-# %% ../../nbs/experiments/60_across.ipynb #c24
+# %% ../../nbs/experiments/60_across.ipynb #c22
 def by_data(results: dict[str, dict], p: Parameters) -> pd.DataFrame:
     "Table 1 of the parameters' runs: a column per data set, in brackets the paper's number."
     table = summary(results, rows(p), numbers(p), COLUMNS)
@@ -350,7 +300,7 @@ def by_data(results: dict[str, dict], p: Parameters) -> pd.DataFrame:
     return cells.pivot_table(index=["teacher", "row"], columns="data", values="cell", sort=False,
                              aggfunc="; ".join).fillna("–").reset_index().rename_axis(None, axis=1)
 
-# %% ../../nbs/experiments/60_across.ipynb #c26
+# %% ../../nbs/experiments/60_across.ipynb #c24
 def phase_text(phase: Phase) -> str:
     "A phase's hyper-parameters in words."
     what = "the classifier alone, " if phase.kind == "linear" else ""
@@ -375,7 +325,7 @@ def network_choices(p: Parameters) -> list[tuple[str, str, str]]:
          "its images itself, as its weights were trained", "ours: the paper says resized"),
     ]
 
-# %% ../../nbs/experiments/60_across.ipynb #c27
+# %% ../../nbs/experiments/60_across.ipynb #c25
 def data_choices(p: Parameters) -> list[tuple[str, str, str]]:
     "The choices of the first data set."
     images = p.images
@@ -393,12 +343,13 @@ def data_choices(p: Parameters) -> list[tuple[str, str, str]]:
         ("views", f"{crop}; the same view for teacher and student", "convention"),
     ]
 
-# %% ../../nbs/experiments/60_across.ipynb #c28
+# %% ../../nbs/experiments/60_across.ipynb #c26
 LOSS_CHOICES = [
     ("objective", "cross-entropy + alpha times the loss, from the first step on",
      "paper, appendix"),
-    ("alpha", "pca_gl 1, hint 100, kd 0.9 (cross-entropy 0.1) unless the row says otherwise",
-     "not stated; pca_gl: ours; hint and kd: official code (RepDistiller)"),
+    ("alpha", "pca_gl 0.2, hint 100, kd 0.9 (cross-entropy 0.1) unless the row says otherwise",
+     "not stated; pca_gl: the largest of the official code (CrossArch_KD), which reaches it after "
+     "35 epochs; hint and kd: official code (RepDistiller)"),
     ("pca_gl, teacher's side", "queries, keys and values of the last block, without class token, "
      "detached; tokens row by row of the image", "ours: not stated"),
     ("pca_gl, student's side", "last map, three 3 x 3 convolutions, neighbourhoods of 4 x 4 "
@@ -406,7 +357,7 @@ LOSS_CHOICES = [
     ("pca_gl, replacement", "each entry of queries, keys and values with probability 0.5",
      "Liu et al. 2022, as far as known"),
     ("pca_gl, compared", "attention and tokens, one mean squared error each; the relation of the "
-     "values, which makes training diverge at this weight, with pca_gl@values=True",
+     "values, with which training soon diverges, with pca_gl@values=True",
      "paper, appendix; Liu et al. 2022 compare the values, too"),
     ("hint", "second pair of stages through a trained regressor",
      "not stated; official code (RepDistiller)"),
@@ -416,13 +367,13 @@ LOSS_CHOICES = [
     ("reported", "last epoch; best and chosen by validation beside it", "ours: not stated"),
 ]
 
-# %% ../../nbs/experiments/60_across.ipynb #c29
+# %% ../../nbs/experiments/60_across.ipynb #c27
 def choices(p: Parameters) -> list[tuple[str, str, str]]:
     "Every choice that decides the numbers of the first data set: what, its value, and its source."
     precision = ("precision", f"{p.precision}; what the teacher says is rounded to fp16", "ours")
     return [*network_choices(p), *data_choices(p), *LOSS_CHOICES, precision]
 
-# %% ../../nbs/experiments/60_across.ipynb #c30
+# %% ../../nbs/experiments/60_across.ipynb #c28
 def about(p: Parameters) -> dict:
     "What is noted in every result on the first data set besides its run."
     return {"note": p.images.note, "teachers": p.teachers,
