@@ -27,7 +27,7 @@ from ..figures import STYLE
 from ..measures import measured, pivoted
 from ..parameters import words
 from ..registry import InputError, literal
-from ..report import markdown, paper_numbers
+from ..report import markdown, paper_numbers, slug
 
 # %% ../../nbs/analysis/77_bias.ipynb #c5
 def cast(
@@ -64,7 +64,7 @@ SHARE = "low-pass accuracy as a share of the whole, mean over radii"
 
 
 def chosen_radii(value, images: Images) -> list[float]:
-    "Radii in periods per image, of a text such as \"0,2,4\"; \"auto\" has them from 0 to the largest."
+    "Radii in periods per image, of a text such as \"0,2,4\"; \"auto\": from 0 to the largest."
     largest = np.hypot(*[side / 2 for side in images.shape[1:]])
     if value == "auto":
         return [0.0, *sorted({float(round(r, 1)) for r in np.geomspace(1, largest, 8)})]
@@ -72,7 +72,7 @@ def chosen_radii(value, images: Images) -> list[float]:
     if all(isinstance(r, (int, float)) and r >= 0 for r in found): return sorted(map(float, found))
     raise InputError(f"radii={value!r} are not numbers of at least 0, joined by commas.")
 
-
+# %% ../../nbs/analysis/77_bias.ipynb #c10
 def frequency_numbers(c: Compared, images: Images, radii: list[float]) -> dict:
     "A network's accuracy in percent on low- and high-passed test images, by radius."
     x, y = plain(images.test_x, images), images.test_y
@@ -83,7 +83,7 @@ def frequency_numbers(c: Compared, images: Images, radii: list[float]) -> dict:
         named |= {(f"accuracy, {name}, percent", f"radius {r:g}"): v for r, v in zip(radii, found)}
     return named
 
-# %% ../../nbs/analysis/77_bias.ipynb #c10
+# %% ../../nbs/analysis/77_bias.ipynb #c11
 def figure_frequencies(rows: list[dict], title: str):
     "Accuracy over the radius, low pass and high pass: a line per network, means over seeds."
     frame = measured(rows)
@@ -105,17 +105,18 @@ def figure_frequencies(rows: list[dict], title: str):
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
     return fig
 
-# %% ../../nbs/analysis/77_bias.ipynb #c11
+# %% ../../nbs/analysis/77_bias.ipynb #c12
 def frequencies(p: Parameters, results: dict[str, dict], radii) -> tuple[list[dict], dict]:
     "Rows of all networks' accuracies on filtered images, and a figure for each data set."
     rows, figures = [], {}
     for one in p.each():
         nets, at = cast(one, results), chosen_radii(radii, one.images)
         own = rows_of(nets, [frequency_numbers(c, one.images, at) for c in nets])
-        rows, figures[one.images.name] = rows + own, figure_frequencies(own, one.images.name)
+        rows += own
+        figures[slug(one.images.name)] = figure_frequencies(own, one.images.name)
     return rows, figures
 
-# %% ../../nbs/analysis/77_bias.ipynb #c16
+# %% ../../nbs/analysis/77_bias.ipynb #c17
 INITIAL = "linear CKA, debiased, mean of stem and first stage"
 
 
@@ -124,25 +125,25 @@ def printed() -> dict[tuple[str, str], float]:
     numbers = paper_numbers("hakd", "unstated")
     return {(r.method, "initial"): r.value for r in numbers[numbers.metric == "cka"].itertuples()}
 
-
+# %% ../../nbs/analysis/77_bias.ipynb #c18
 def alignment(p: Parameters, results: dict[str, dict], block: int) -> tuple[list[dict], dict]:
     "Rows of every network's CKA with the transformer, and two figures for each data set."
     rows, figures = [], {}
     for one in p.each():
         nets = [c for c in cast(one, results) if c.method != "teacher"]
         nets += [c for c in shuffled(nets) if not c.diverged]
-        x, name = plain(one.images.test_x, one.images), one.images.name
+        x, name = plain(one.images.test_x, one.images), slug(one.images.name)
         found, numbers = zip(*[cka_of(c, x, block) for c in nets])
         first = [{(INITIAL, "initial"): (n[DEBIASED, "stem"] + n[DEBIASED, "stage 1"]) / 2}
                  for n in numbers]
         rows += rows_of(nets, first) + (own := rows_of(nets, numbers))
         kept = [i for i, c in enumerate(nets) if c.method in ("student", "untrained", *p.losses)]
         figures[name] = figure_stages(own)
-        figures[f"{name}, layers"] = figure_layers(*([several[i] for i in kept]
+        figures[f"{name}-layers"] = figure_layers(*([several[i] for i in kept]
                                                      for several in (nets, found)))
     return rows, figures
 
-# %% ../../nbs/analysis/77_bias.ipynb #c21
+# %% ../../nbs/analysis/77_bias.ipynb #c23
 def coverage(
     maps: Tensor,  # not negative, `[n, h, w]`
 ) -> Tensor:       # in (0, 1]; nan where all maps are empty
@@ -152,13 +153,14 @@ def coverage(
     share = m / m.sum(1, keepdim=True)
     return torch.special.entr(share).sum(1).exp().mean() / maps[0].numel()
 
-# %% ../../nbs/analysis/77_bias.ipynb #c24
+# %% ../../nbs/analysis/77_bias.ipynb #c26
 def shared_stage(stage, p: Parameters) -> int:
     "The stage, counted from the deep end, where every network has it; otherwise `InputError`."
-    least = min(len(shapes(net, p.images).maps) for net in p.nets.values())
+    size = p.images.shape, len(p.images.classes)
+    least = min(len(shapes(net, *size).maps) for net in p.nets.values())
     return between("stage", stage, 1, least)
 
-
+# %% ../../nbs/analysis/77_bias.ipynb #c27
 def bias_numbers(c: Compared, images: Images, stage: int) -> dict:
     "What a network's maps cover, how many are empty, and how well they agree with the teacher's."
     s, t = (class_maps(net, images, stage) for net in (c.student, c.teacher))
@@ -168,7 +170,7 @@ def bias_numbers(c: Compared, images: Images, stage: int) -> dict:
             ("correlation with the transformer's map", place): map_agreement(fitted, t),
             ("empty maps, percent", place): 100 * (s.amax((1, 2)) == 0).double().mean()}
 
-# %% ../../nbs/analysis/77_bias.ipynb #c25
+# %% ../../nbs/analysis/77_bias.ipynb #c28
 def mapped(
     p: Parameters, results: dict[str, dict], stage: int,
     count: int = 4,  # images shown
@@ -178,5 +180,5 @@ def mapped(
     for one in p.each():
         nets = cast(one, results)
         rows += rows_of(nets, [bias_numbers(c, one.images, stage) for c in nets])
-        figures[one.images.name] = figure_maps(nets, one.images, stage, count)
+        figures[slug(one.images.name)] = figure_maps(nets, one.images, stage, count)
     return rows, figures

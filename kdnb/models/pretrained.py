@@ -46,7 +46,7 @@ def tags(name: str) -> list[str]:
     "The sets of weights that timm knows for one of its networks here."
     return [full.split(".")[1] for full in library().list_pretrained(f"{TIMM[name]}.*")]
 
-
+# %% ../../nbs/models/80_pretrained.ipynb #c5
 def expected(name: str, weights: str) -> Expected:
     "The images that published weights were made for; `InputError` where there are no such weights."
     if name in TIMM:
@@ -62,7 +62,7 @@ def expected(name: str, weights: str) -> Expected:
     made = known[weights].transforms()
     return Expected(made.crop_size[0], tuple(made.mean), tuple(made.std), made.interpolation.value)
 
-# %% ../../nbs/models/80_pretrained.ipynb #c8
+# %% ../../nbs/models/80_pretrained.ipynb #c9
 class TimmTransformer(nn.Module):
     "timm's vision transformer, block by block, with the outputs of the contract."
     def __init__(self,
@@ -97,7 +97,7 @@ class TimmTransformer(nn.Module):
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(maps), stem,
                    attention=attention)
 
-# %% ../../nbs/models/80_pretrained.ipynb #c10
+# %% ../../nbs/models/80_pretrained.ipynb #c11
 def timm_file(name: str, weights: str) -> Path:
     "The published file of timm's weights, downloaded once; `InputError` where it cannot be had."
     made = library().get_pretrained_cfg(f"{TIMM[name]}.{weights}")
@@ -111,7 +111,7 @@ def timm_file(name: str, weights: str) -> Path:
                          f"Put the file of {url} there as {path}.") from error
     return path
 
-
+# %% ../../nbs/models/80_pretrained.ipynb #c12
 def from_timm(name: str):
     "A factory of one of timm's transformers."
     def make(classes: int = 10, channels: int = 3, weights: str | None = None,
@@ -133,7 +133,7 @@ def from_timm(name: str):
 
 for name in TIMM: models.register(name)(from_timm(name))
 
-# %% ../../nbs/models/80_pretrained.ipynb #c15
+# %% ../../nbs/models/80_pretrained.ipynb #c17
 class Adapted(nn.Module):
     "A network that takes a data set's images and sees them as it was made for."
     def __init__(self,
@@ -163,7 +163,7 @@ class Adapted(nn.Module):
             x = F.interpolate(x, (self.size, self.size), mode=self.mode, antialias=True)
         return self.net(x)
 
-# %% ../../nbs/models/80_pretrained.ipynb #c17
+# %% ../../nbs/models/80_pretrained.ipynb #c19
 def network(
     spec: str,           # a registered network with options, "vit_b_16@weights=IMAGENET1K_V1"
     images: Images,      # the data set it is for
