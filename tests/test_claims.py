@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from torch import eye
 
 from kdnb.analysis.claims import (CONTRADICTED, DIRECTION, HOLDS, NOT_RUN, OPEN, PROVED, SEPARATE, VERDICTS, claims_table, ledger,
-                                  linked, slips)
+                                  linked, selected, slips)
+from kdnb.analysis.inside import DEBIASED, difference_numbers
 from kdnb.experiments import across, benchmark, supcon_kd
 from kdnb.experiments.run import Run, describe, distill
 from kdnb.measures import write_measures
@@ -238,3 +240,10 @@ def test_the_committed_ledger_is_what_the_notebook_writes(tmp_path):
 def test_numbers_of_the_ledger_are_finite():
     book = ledger(ROOT/"reports")
     assert np.isfinite(pd.to_numeric(book.difference[book.difference != ""])).all()
+
+
+def test_the_measures_that_claims_ask_for_are_those_that_reports_have():
+    known = {metric for metric, _ in difference_numbers((eye(3), eye(3)))} | {DEBIASED, "shared nearest 10"}
+    metrics = {cell.what[0] for claim in claims_table("claims").itertuples() for side in (claim.left, claim.right) for part in side.split(" ; ")
+               if part.startswith("run:") for cell in selected(part, claim.paper, []) if cell.what}
+    assert len(metrics) == 3 and metrics <= known
