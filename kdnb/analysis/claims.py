@@ -456,7 +456,8 @@ def on_its_data(cell: Cell, config: dict) -> bool:
     "Whether the images of a run were spoilt as a cell of hakd says."
     words = [across.WORD[kind] for kind, text in across.SETTING.items()
              if text in cell.setting.split(";")]
-    return all(f" {word} " in config["data"] for word in words)
+    name = config["data"].rsplit(" ", 2)[0]
+    return all(name == f"{cell.dataset} {word}" for word in words)
 
 
 def runs_of(cell: Cell, runs: dict, preset: str, protocol: str) -> dict[int, Trial]:

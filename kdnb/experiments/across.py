@@ -92,7 +92,7 @@ def prepared(images: Images, kind: str, where: str, preset: Preset) -> Images:
                 "and small networks were used: these accuracies do not compare with the paper's.")
         images = replace(images.split(**sizes), note=images.note or note)
     name = f"{images.name} {WORD[kind]}" + f" ({where} only)" * (kind != "none" and where != "both")
-    images = corrupted(images, kind, where)
+    images = replace(corrupted(images, kind, where), note=images.note)  # no departure from the paper
     larger = preset.side is not None and max(images.shape[1:]) > preset.side
     return replace(resized(images, preset.side) if larger else images, name=name)
 
