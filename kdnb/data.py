@@ -11,7 +11,6 @@ __all__ = ['PARTS', 'DATA', 'Images', 'canonical', 'fingerprint', 'statistics', 
 import hashlib
 import os
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +42,7 @@ class Images:
     std: tuple[float, ...]
     pad: int                 # pixels of padding for the random crop
     flip: bool               # whether a mirror image keeps its label
-    fingerprint: str         # SHA-256 over all pixels and labels in canonical order
+    fingerprint: str         # SHA-256 over pixels and labels, or over what `derived` says
     note: str = ""           # what a reader of a report must know about this data
 
     @property
@@ -132,19 +131,19 @@ def derived(
     new = replace(images, **changes)
     sizes = len(images.train_x) + len(images.val_x), len(images.test_x)
     mark = hashlib.sha256(repr((images.fingerprint, sizes, *done)).encode()).hexdigest()
-    mean, std = statistics(new.train_x.numpy(), new.val_x.numpy())
+    mean, std = (statistics(new.train_x.cpu().numpy(), new.val_x.cpu().numpy())
+                 if "train_x" in changes else (images.mean, images.std))
     return replace(new, mean=mean, std=std, fingerprint=mark,
                    note=f"{images.note} {sentence}".strip())
 
 # %% ../nbs/core/30_data.ipynb #c50
 def resized_images(x: Tensor, side: int) -> Tensor:
     "Images `[n, ch, h, w]` as `[n, ch, side, side]`: bilinear, antialiased, rounded to bytes."
-    small = torch.empty(*x.shape[:2], side, side, dtype=torch.uint8)
-    def fill(i):
-        for old, new in zip(x[i].numpy(), small[i].numpy()):
-            new[:] = Image.fromarray(old).resize((side, side), Image.Resampling.BILINEAR)
-    with ThreadPoolExecutor() as pool: list(pool.map(fill, range(len(x))))
-    return small
+    small = np.empty((*x.shape[:2], side, side), np.uint8)
+    channels = x.cpu().flatten(0, 1).numpy()
+    for old, new in zip(channels, small.reshape(-1, side, side)):
+        new[:] = Image.fromarray(old).resize((side, side), Image.Resampling.BILINEAR)
+    return torch.from_numpy(small).to(x.device)
 
 
 def resized(
@@ -177,10 +176,10 @@ def digest(path: Path) -> bytes:
     "SHA-256 of a file, or of the names and contents of all files in a folder."
     if not path.is_dir():
         with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").digest()
-    files, together = sorted(p for p in path.rglob("*") if p.is_file()), hashlib.sha256()
-    with ThreadPoolExecutor() as pool:
-        for file, inner in zip(files, pool.map(digest, files)):
-            together.update(file.relative_to(path).as_posix().encode() + b"\0" + inner)
+    together = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        inner = hashlib.sha256(file.read_bytes()).digest()
+        together.update(file.relative_to(path).as_posix().encode() + b"\0" + inner)
     return together.digest()
 
 
@@ -191,6 +190,10 @@ def decoded(source: Source, read, files: dict[str, list[Path]]) -> Images:
     pairs = from_cache(cached)
     if pairs is None:
         pairs = {part: canonical(*read(paths, source)) for part, paths in files.items()}
+        for part, (_, y) in pairs.items():
+            if not len(y):
+                raise InputError(f"The files of {source.title} have no {part} images: "
+                                 f"{', '.join(map(str, files[part]))}.")
         keep_in_cache(cached, pairs)
     return images_from(source.name, source.classes, pairs["train"], pairs["test"],
                        source.pad, source.flip, shortfall(source, pairs))

@@ -227,9 +227,10 @@ def read_folders(paths: list[Path], source: Source) -> tuple[np.ndarray, np.ndar
     number = {wnid: label for label, wnid in enumerate(source.classes)}
     for path, wnid in files.items():
         if wnid not in number:
-            raise InputError(f"{path} is of a class {wnid!r} that {source.title} does not have.")
-    paths = list(files)
-    x = decode_all(paths, lambda i: str(paths[i]), source.shape)
+            raise InputError(f"{paths[0]} has {path.name} in a class {wnid!r}, "
+                             f"which {source.title} does not have.")
+    images = list(files)
+    x = decode_all(images, lambda i: str(images[i]), source.shape)
     return x, np.array([number[wnid] for wnid in files.values()], np.int64)
 
 

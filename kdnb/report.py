@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ROOT', 'REFERENCES', 'DASH', 'NAMED', 'READING', 'paper_numbers', 'root', 'pair_of', 'role', 'method', 'without_seed',
-           'sections', 'pair_text', 'pairs_of', 'flat', 'wording', 'training', 'distinctions', 'Row', 'mean_sd',
-           'paper_cell', 'told', 'fit', 'place', 'reference', 'differences', 'compared', 'summary', 'score_text',
-           'difference_texts', 'devices_of', 'cost_name', 'readable', 'overviews', 'overview_text', 'sections_text',
-           'markdown', 'cell_names', 'figure_cells', 'figure_over', 'over_line', 'curve_panels', 'draw_curves',
-           'figure_curves', 'mean_curve', 'slug', 'png', 'write_section', 'write_report', 'top_notes', 'notes',
-           'settings_text']
+           'sections', 'of_paper', 'pair_text', 'pairs_of', 'flat', 'wording', 'training', 'distinctions', 'Row',
+           'mean_sd', 'paper_cell', 'told', 'fit', 'place', 'reference', 'differences', 'compared', 'summary',
+           'score_text', 'difference_texts', 'devices_of', 'cost_name', 'readable', 'overviews', 'overview_text',
+           'sections_text', 'markdown', 'cell_names', 'figure_cells', 'figure_over', 'over_line', 'curve_panels',
+           'draw_curves', 'figure_curves', 'mean_curve', 'slug', 'png', 'write_section', 'write_report', 'top_notes',
+           'notes', 'settings_text']
 
 # %% ../nbs/core/60_report.ipynb #c2
 import io
@@ -83,6 +83,11 @@ def sections(config: dict, kind: str, pairs) -> list[str]:
     return [f"{head}: {pair_text(pair)}" for head in heads for pair in own]
 
 
+def of_paper(where: str, dataset) -> bool:
+    "Whether a section has data of the paper's name, or of one of its names."
+    return any(f" on {name} " in where for name in np.atleast_1d(dataset))
+
+
 def pair_text(pair: tuple[str, str]) -> str:
     "A pair of networks for people."
     return " → ".join(pair)
@@ -153,6 +158,7 @@ class Row:
     teacher: str = ""  # the pair's networks, where the row is one pair's
     student: str = ""
     setting: str = ""  # what else tells the paper's number apart
+    data: str = ""     # what the data's name says, where the row is one data set's
 
 # %% ../nbs/core/60_report.ipynb #c16
 def mean_sd(values: pd.Series) -> tuple[float, float]:
@@ -187,7 +193,7 @@ def told(config: dict, part: dict) -> dict:
 def fit(row: Row, kind: str, config: dict) -> int:
     "How much a row asks of a run and gets; -1 where it does not get all."
     teacher, student = pair_of(config)
-    if (row.role != kind or (row.teacher or teacher) != teacher
+    if (row.role != kind or (row.teacher or teacher) != teacher or row.data not in config["data"]
             or (row.student or student) != student): return -1
     if not config["parts"]: return 0
     terms = parsed(row.method)
@@ -248,7 +254,7 @@ def summary(
     results: dict[str, dict],  # all results of a table, by key
     rows: list[Row],           # of the paper's tables
     numbers: pd.DataFrame,     # the paper's, from `paper_numbers`
-    dataset: str,              # name of the paper's data set
+    dataset,                   # name of the paper's data set, or names of several
 ) -> pd.DataFrame:             # a row per cell: sections, the paper's rows in order, other methods
     "Means and spreads of all cells beside the paper's numbers."
     every, found = flat(results), []
@@ -264,7 +270,7 @@ def summary(
             entry[score], entry[f"{score}_sd"] = mean_sd(runs[score])
         entry |= paper_cell(numbers, row, objective)
         entry["gap"] = (entry["last"] - entry["paper"]
-                        if f" on {dataset} " in where and not runs.note.any() else np.nan)
+                        if of_paper(where, dataset) and not runs.note.any() else np.nan)
         entry |= {"seconds": runs.seconds.mean(), "device": "; ".join(sorted(set(runs.device))),
                   "diverged": "; ".join(sorted(set(runs.diverged) - {""})), "cell": cell}
         found.append((where, at, name, objective, entry))
@@ -530,7 +536,7 @@ def write_report(
     title: str,            # of the report
     rows: list[Row],       # of the paper's tables, in order
     numbers: pd.DataFrame, # the paper's
-    dataset: str,          # the paper's
+    dataset,               # the paper's, or several
     rank: dict = {},       # protocol: position among the sections, lower first
 ) -> pd.DataFrame:         # the summary of all sections
     "Writes table.csv, table.md and the figures of a table from all results in its store."
@@ -538,7 +544,7 @@ def write_report(
     if not results: raise InputError(f"{store.folder} has no results to report.")
     table, runs = summary(results, rows, numbers, dataset), flat(results)
     def position(where):
-        return f" on {dataset} " not in where, rank.get(where.split(" on ")[0], 99), where
+        return not of_paper(where, dataset), rank.get(where.split(" on ")[0], 99), where
     parts = {where: {k: results[k] for k in runs.key[runs.section == where]}
              for where in sorted(table.section.unique(), key=position)}
     text = [f"# {title}\n", *top_notes(parts), READING]

@@ -1,23 +1,43 @@
-"CIFAR-10 and CIFAR-100 are read from both layouts; what is damaged or missing is named, and nothing is taken in its place."
+"Every data set is read from its own files and from shards; what is damaged or missing is named, and nothing is taken in its place."
+import gzip
 import hashlib
+import io
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import torchvision
+from PIL import Image
 
 import kdnb.data as data
+import kdnb.files as files
+from kdnb.files import CIFAR10, CIFAR100, FASHION_MNIST, STL10, TINY_IMAGENET
 from kdnb.registry import InputError
 
 rng = np.random.default_rng(0)
-X, X_TEST = [rng.integers(0, 256, (n, 3, 32, 32), np.uint8) for n in (60, 20)]
-PAIRS = {s: {"train": (X, np.arange(60) * 7 % len(s.classes)), "test": (X_TEST, np.arange(20) * 3 % len(s.classes))}
-         for s in data.SOURCES.values()}
-LABELS = [(s, label) for s in PAIRS for label in s.labels]
-both = pytest.mark.parametrize("source", PAIRS, ids=lambda source: source.name)
+N = {CIFAR10: (60, 20), CIFAR100: (60, 20), STL10: (9, 5), FASHION_MNIST: (30, 10), TINY_IMAGENET: (12, 6)}
+
+
+def photos(n, shape):
+    "Smooth random images, which survive JPEG."
+    small = torch.rand(n, shape[0], 4, 4, generator=torch.Generator().manual_seed(n))
+    return (torch.nn.functional.interpolate(small, shape[1:], mode="bilinear") * 255).byte().numpy()
+
+
+def pairs(source):
+    make = photos if source is TINY_IMAGENET else lambda n, shape: rng.integers(0, 256, (n, *shape), np.uint8)
+    x, x_test = (make(n, source.shape) for n in N[source])
+    return (x, np.arange(len(x)) * 7 % len(source.classes)), (x_test, np.arange(len(x_test)) * 3 % len(source.classes))
+
+
+PAIRS = {source: pairs(source) for source in N}
+every = pytest.mark.parametrize("source", N, ids=lambda source: source.name)
+cifar = pytest.mark.parametrize("source", [CIFAR10, CIFAR100], ids=lambda source: source.name)
 
 
 def no_network(source, folder): return "no network"
@@ -31,56 +51,93 @@ def root(tmp_path, monkeypatch):
     return tmp_path/"data"
 
 
-def write_parquet(root, source, **kinds):
-    kinds = {"label": source.labels[0], **kinds}
-    for part, pair in PAIRS[source].items(): data.write_shard(root/f"{source.name}/{part}-00000-of-00001.parquet", *pair, **kinds)
+def write_shards(root, source, **kinds): files.write_shards(root, source, *PAIRS[source], **kinds)
 
 
-def write_batches(root, source): data.write_batches(root/source.folder, *PAIRS[source].values(), source)
+def write_own(root, source): files.write_own(root, source, *PAIRS[source])
+
+
+def shard(root, source): return root/source.name/"train-00000-of-00001.parquet"
 
 
 def test_what_the_sources_say_is_what_torchvision_keeps():
-    for source in PAIRS:
+    assert tuple(data.SOURCES.values()) == tuple(N) and data.DATA == (
+        "auto", "cifar10", "cifar100", "stl10", "fashion_mnist", "tiny_imagenet", "digits")
+    for source in (CIFAR10, CIFAR100, STL10):
         theirs = getattr(torchvision.datasets, source.title.replace("-", ""))
-        assert (source.folder, source.counts) == (theirs.base_folder, (50000, 10000))
-        assert (list(source.train), list(source.test)) == tuple([name for name, _ in files] for files in (theirs.train_list, theirs.test_list))
-    assert data.DATA == ("auto", "cifar10", "cifar100", "digits")
-    assert [len(source.classes) for source in PAIRS] == [10, 100]
-    assert all(source.classes == tuple(sorted(set(source.classes))) for source in PAIRS)
-    assert [data.CIFAR100.classes[i] for i in (0, 1, 39, 50, 99)] == ["apple", "aquarium_fish", "keyboard", "mouse", "worm"]
+        assert source.folder == theirs.base_folder and data.torchvision_class(source) is theirs
+        lists = [[name for name, _ in files if "unlabeled" not in name] for files in (theirs.train_list, theirs.test_list)]
+        assert [list(source.train), list(source.test)] == lists
+    theirs = data.torchvision_class(FASHION_MNIST)
+    assert theirs.classes == list(FASHION_MNIST.classes) and FASHION_MNIST.folder == f"{theirs.__name__}/raw"
+    assert [name.removesuffix(".gz") for name, _ in theirs.resources] == list(FASHION_MNIST.train + FASHION_MNIST.test)
+    assert [len(source.classes) for source in N] == [10, 100, 10, 10, 200]
+    assert all(source.classes == tuple(sorted(set(source.classes))) for source in (CIFAR10, CIFAR100, STL10))
+    assert [CIFAR100.classes[i] for i in (0, 1, 39, 50, 99)] == ["apple", "aquarium_fish", "keyboard", "mouse", "worm"]
+
+
+RENAMED = """n02666196 n02666347 n02190166 n03373237 n04465501 n04465666 n04597913 n04598010 n04067472 n07056680 n01855672 n07646821 n03250847 n07647870
+n07579787 n07657664 n02206856 n07975909 n02730930 n08496334 n03976657 n08620881 n02085620 n08742578 n02906734 n12520864 n07734744 n13001041
+n03804744 n13652335 n02999410 n13652994 n01945685 n13719102 n07747607 n14991210""".split()  # in the archive, in the parquet copy
+
+
+def test_tiny_imagenets_labels_are_those_of_its_parquet_copy():
+    copys = dict(zip(RENAMED[::2], RENAMED[1::2]))
+    assert len(copys) == 18 and set(copys) < set(TINY_IMAGENET.classes)
+    theirs = [copys.get(name, name) for name in TINY_IMAGENET.classes]
+    assert theirs == sorted(set(theirs)) and len(theirs) == 200
+
+
+def same(a, b):
+    return a.fingerprint == b.fingerprint and all(getattr(a, name).equal(getattr(b, name)) for name in ("train_x", "train_y", "test_x", "test_y"))
 
 
 @pytest.mark.parametrize("column", ["image", "img"])
-@pytest.mark.parametrize("source,label", LABELS, ids=lambda value: getattr(value, "name", value))
-def test_both_layouts_are_one_data_set(root, monkeypatch, source, label, column):
-    write_parquet(root, source, label=label, column=column)
-    shards = data.load_images("auto", wanted=source.name)
+@every
+def test_both_layouts_are_one_data_set(root, monkeypatch, source, column):
+    write_own(root/"other", source)
     monkeypatch.setenv("KDNB_DATA", str(root/"other"))
-    write_batches(root/"other", source)
-    batches = data.load_images(source.name)
-    assert shards.name == source.name and shards.classes == source.classes and (shards.pad, shards.flip) == (4, True)
-    assert shards.fingerprint == batches.fingerprint
-    assert shards.train_x.equal(batches.train_x) and shards.train_y.equal(batches.train_y)
-    label_of = {x.tobytes(): y for x, y in zip(*PAIRS[source]["train"])}
-    assert shards.train_y.tolist() == [label_of[x.numpy().tobytes()] for x in shards.train_x]
-    assert shards.mean == tuple(np.round(X.mean((0, 2, 3)) / 255, 4)) and shards.std == tuple(np.round(X.std((0, 2, 3)) / 255, 4))
-    assert f"This copy of {source.name} has 60 training and 20 test images instead of 50000 and 10000" in shards.note
+    own = data.load_images(source.name)
+    read = [(x.numpy(), y.numpy()) for x, y in ((own.train_x, own.train_y), (own.test_x, own.test_y))]
+    monkeypatch.setenv("KDNB_DATA", str(root))
+    for label in source.labels:
+        shuffled = [(x[::-1].copy(), y[::-1]) for x, y in read]
+        files.write_shards(root, source, *shuffled, label=label, column=column)
+        shards = data.load_images("auto", wanted=source.name)
+        assert same(shards, own) and shards.mean == own.mean and shards.classes == own.classes == source.classes
+        shutil.rmtree(root/source.name)
+    assert (own.name, own.shape, own.pad, own.flip) == (source.name, source.shape, source.pad, True)
+    (n, n_test), counts = N[source], source.counts
+    assert f"This copy of {source.name} has {n} training and {n_test} test images instead of {counts[0]} and {counts[1]}" in own.note
+
+
+@every
+def test_pixels_and_labels_are_those_written(root, source):
+    write_own(root, source)
+    images, (x, y) = data.load_images(source.name), PAIRS[source][0]
+    if source is TINY_IMAGENET:  # JPEG moves pixels a little: each is nearest to the one it was written from
+        near = [int(np.abs(x.astype(int) - image.numpy()).mean((1, 2, 3)).argmin()) for image in images.train_x]
+        assert sorted(near) == list(range(len(x))) and images.train_y.tolist() == y[near].tolist()
+        assert np.abs(x[near].astype(int) - images.train_x.numpy()).mean() < 2
+    else:
+        label_of = {image.tobytes(): label for image, label in zip(x, y)}
+        assert images.train_y.tolist() == [label_of[image.numpy().tobytes()] for image in images.train_x]
+        assert images.mean == tuple(np.round(x.mean((0, 2, 3)) / 255, 4)) and images.std == tuple(np.round(x.std((0, 2, 3)) / 255, 4))
 
 
 def test_the_fine_labels_are_taken_not_the_coarse_ones(root):
-    write_parquet(root, data.CIFAR100, column="img")
-    (x, y), path = PAIRS[data.CIFAR100]["train"], root/"cifar100/train-00000-of-00001.parquet"
-    data.write_shard(path, x, y, column="img", label="fine_label", coarse_label=list(y // 5))
-    assert (data.read_shard(path, data.CIFAR100)[1] == y).all()
+    (x, y), path = PAIRS[CIFAR100][0], shard(root, CIFAR100)
+    files.write_shard(path, x, y, column="img", label="fine_label", coarse_label=list(y // 5))
+    assert (files.read_shard(path, CIFAR100)[1] == y).all()
     batch = {b"data": x.reshape(60, -1), b"coarse_labels": (y // 5).tolist(), b"fine_labels": y.tolist(), b"batch_label": b"1 of 1", b"filenames": [b"a.png"] * 60}
-    write_batches(root, data.CIFAR100)
-    path = root/data.CIFAR100.folder/"train"
+    path = root/"train"
     path.write_bytes(pickle.dumps(batch, protocol=2))
-    assert (data.read_batch(path, data.CIFAR100)[1] == y).all()
+    assert (files.read_batch(path, CIFAR100)[1] == y).all()
 
 
 def test_names_of_cached_files_and_fingerprints_stay(root):
-    write_parquet(root, data.CIFAR10)
+    write_shards(root, CIFAR10)
+    X = PAIRS[CIFAR10][0][0]
     digest = hashlib.sha256()
     for part in ("train", "test"):
         digest.update(hashlib.sha256((root/f"cifar10/{part}-00000-of-00001.parquet").read_bytes()).digest())
@@ -91,67 +148,66 @@ def test_names_of_cached_files_and_fingerprints_stay(root):
     assert (images.train_x.numpy() == X[order]).all()
 
 
-@both
-def test_shards_keep_their_pixels(root, source):
-    write_parquet(root, source, encoding="png")
-    x, y = data.read_shard(root/f"{source.name}/train-00000-of-00001.parquet", source)
-    assert (x == X).all() and (y == PAIRS[source]["train"][1]).all()
-
-
-@both
+@every
 def test_a_damaged_cache_is_made_again(root, source):
-    write_parquet(root, source)
+    write_own(root, source)
     before = data.load_images(source.name)
     cache, = data.cache_folder().glob(f"{source.name}-*.safetensors")
     whole = cache.read_bytes()
     for spoilt in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         cache.write_bytes(spoilt)
-        assert data.load_images(source.name).train_x.equal(before.train_x)
+        assert same(data.load_images(source.name), before)
         assert cache.read_bytes() == whole
 
 
-@both
+@every
 def test_auto_falls_back_to_digits_and_says_so(root, source):
-    write_parquet(root, *[other for other in PAIRS if other != source])  # which is there, but not wanted
+    write_shards(root, CIFAR100 if source is CIFAR10 else CIFAR10)  # which is there, but not wanted
     images = data.load_images("auto", wanted=source.name)
     assert images.name == "digits" and "nothing here compares with the paper" in images.note
     assert f"{source.title} was neither found" in images.note
 
 
 def test_auto_is_cifar10_unless_another_is_wanted(root):
-    for source in PAIRS: write_parquet(root, source)
-    assert [data.load_images(*asked).name for asked in [(), ("auto",), ("auto", "cifar100"), ("cifar100",), ("cifar10", "cifar100")]] == [
-        "cifar10", "cifar10", "cifar100", "cifar100", "cifar10"]
+    for source in N: write_shards(root, source)
+    assert [data.load_images(*asked).name for asked in [(), ("auto",), ("auto", "cifar100"), ("cifar100",), ("cifar10", "cifar100"), ("auto", "stl10")]] == [
+        "cifar10", "cifar10", "cifar100", "cifar100", "cifar10", "stl10"]
     for wrong, says in [(("cifar",), "data set 'cifar'.*'cifar10'"), (("auto", "digits"), "wanted data set 'digits'.*cifar10, cifar100")]:
         with pytest.raises(InputError, match=says): data.load_images(*wrong)
 
 
-@both
-def test_a_name_insists_and_names_three_ways(root, source):
-    with pytest.raises(InputError, match=f"{source.title} was.*no network.*{source.folder}.*parquet shards.*, {source.labels[0]}\\).*"
-                                         f"subfolder {source.name};.*download"): data.load_images(source.name)
+@every
+def test_a_name_insists_and_names_the_ways(root, source):
+    with pytest.raises(InputError, match=f"{source.title} was.*no network.*{source.folder} there, with {source.train[0]}.*parquet shards.*, {source.labels[0]}\\) "
+                                         f"in its subfolder {source.name}") as caught: data.load_images(source.name)
+    assert ("torchvision can download it" in str(caught.value)) == (source is not TINY_IMAGENET)
 
 
-@both
+@every
 def test_torchvision_is_asked_for_the_right_one(root, monkeypatch, source):
-    def fetch(folder, download): write_batches(folder, source)
+    def fetch(folder, download): write_own(folder, source)
     def fail(folder, download): raise OSError("unreachable")
     monkeypatch.undo()
     monkeypatch.setenv("KDNB_DATA", str(root))
     monkeypatch.setenv("KDNB_CACHE", str(root.parent/"cache"))
-    for name in ("CIFAR10", "CIFAR100"): monkeypatch.setattr(torchvision.datasets, name, fail)
-    with pytest.raises(InputError, match="OSError: unreachable"): data.load_images(source.name)
-    monkeypatch.setattr(torchvision.datasets, source.title.replace("-", ""), fetch)
+    for name in ("CIFAR10", "CIFAR100", "STL10", "FashionMNIST"): monkeypatch.setattr(torchvision.datasets, name, fail)
+    says = "torchvision does not have it" if source is TINY_IMAGENET else "OSError: unreachable"
+    with pytest.raises(InputError, match=says): data.load_images(source.name)
+    monkeypatch.setattr(torchvision.datasets, source.title.replace("-", ""), fetch, raising=False)
     assert data.load_images(source.name).name == source.name
+
+
+def refused(root, source, says, where):
+    "Both `auto` and the name itself refuse, in one sentence that says this and names the place."
+    for asked in (("auto", source.name), (source.name,)):
+        with pytest.raises(InputError, match=says) as caught: data.load_images(*asked)
+        assert str(root) in str(caught.value) and where in str(caught.value) and "\n" not in str(caught.value)
 
 
 def rewrite(change):
     def spoil(path, source):
-        data.write_shard(path, *change(*PAIRS[source]["train"], len(source.classes)), label=source.labels[0])
+        files.write_shard(path, *change(*PAIRS[source][0], len(source.classes)), label=source.labels[0])
     return spoil
-
-
-def without_labels(path, source): data.write_shard(path, *PAIRS[source]["train"], label="coarse_label")
 
 
 def without_an_image(path, source):
@@ -165,52 +221,187 @@ def without_an_image(path, source):
     (rewrite(lambda x, y, n: (x, [*y[1:], n])), "label {n};.*from 0 to {last}"),
     (rewrite(lambda x, y, n: (x, [*y[1:], -1])), "label -1"),
     (rewrite(lambda x, y, n: (x, [*y[1:], None])), "labels of type float"),
-    (rewrite(lambda x, y, n: (x[:, :, :20], y)), "32 x 32"),
-    (lambda p, s: data.write_shard(p, *PAIRS[s]["train"], column="picture", label=s.labels[0]), "picture, {label}; {title} shards"),
-    (without_labels, "image, coarse_label; {title} shards have .* and {label}"),
+    (rewrite(lambda x, y, n: (x[:, :, :20], y)), "{side} x 20 pixels; it should have {side} x {side}"),
+    (lambda p, s: files.write_shard(p, *PAIRS[s][0], column="picture", label=s.labels[0]), "picture, {label}; {title} shards"),
+    (lambda p, s: files.write_shard(p, *PAIRS[s][0], label="coarse_label"), "image, coarse_label; {title} shards have .* and {label}"),
     (without_an_image, "image 0 of .* decoded"),
+    (lambda p, s: files.write_shard(p, PAIRS[s][0][0][:0], np.zeros(0, int), label=s.labels[0]), "has the columns image, {label}"),
     (lambda p, s: p.rename(p.with_name("train-00000-of-00003.parquet")), "1 of 3"),
     (lambda p, s: p.unlink(), "train"),
 ])
-@pytest.mark.parametrize("asked", ["auto", "by name"])
-@both
-def test_a_wrong_shard_is_named_whatever_was_asked(root, spoil, says, asked, source):
-    write_parquet(root, source)
-    spoil(root/f"{source.name}/train-00000-of-00001.parquet", source)
-    says = says.format(n=len(source.classes), last=len(source.classes) - 1, label=source.labels[0], title=source.title)
-    with pytest.raises(InputError, match=says) as caught: data.load_images("auto" if asked == "auto" else source.name, source.name)
-    assert str(root) in str(caught.value) and "\n" not in str(caught.value)
+@every
+def test_a_wrong_shard_is_named_whatever_was_asked(root, spoil, says, source):
+    write_shards(root, source)
+    spoil(shard(root, source), source)
+    refused(root, source, says.format(n=len(source.classes), last=len(source.classes) - 1, label=source.labels[0],
+                                      title=source.title, side=source.shape[1]), source.name)
 
 
 def test_one_data_set_is_not_taken_for_the_other(root):
-    ten, hundred = PAIRS
-    write_parquet(root, ten)
+    write_shards(root, CIFAR10)
     for path in (root/"cifar10").iterdir(): path.rename(root/path.name)  # in the data folder itself
     assert data.load_images("cifar10").name == "cifar10"
-    with pytest.raises(InputError, match="CIFAR-100 was not found"): data.load_images("cifar100")
-    write_parquet(root, hundred)
+    for source in (CIFAR100, STL10):
+        with pytest.raises(InputError, match=f"{source.title} was not found"): data.load_images(source.name)
+    write_shards(root, CIFAR100)
     assert [data.load_images(name).name for name in ("cifar10", "cifar100")] == ["cifar10", "cifar100"]
     (root/"cifar100").rename(root/"cifar10")
     with pytest.raises(InputError, match="image, fine_label; CIFAR-10 shards"): data.load_images("cifar10")
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "test"])
+def test_validation_images_of_tiny_imagenet_are_its_test_images(root, name):
+    write_shards(root, TINY_IMAGENET)
+    path = root/"tiny_imagenet/val-00000-of-00001.parquet"
+    path.rename(path.with_name(f"{name}-00000-of-00001-70d5.parquet"))
+    images = data.load_images("tiny_imagenet")
+    assert len(images.test_x) == N[TINY_IMAGENET][1]
+    write_shards(root, TINY_IMAGENET)  # "val" comes first, and "valid" is called so too
+    if name == "test": assert same(data.load_images("tiny_imagenet"), images)
+    else:
+        with pytest.raises(InputError, match="2 of 1 val"): data.load_images("tiny_imagenet")
+
+
+def test_compressed_idx_files_are_the_same_data_set(root):
+    write_own(root, FASHION_MNIST)
+    plain = data.load_images("fashion_mnist")
+    for path in list((root/FASHION_MNIST.folder).iterdir()):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        if "train" in path.name: path.unlink()  # some lie there in both forms
+    assert same(data.load_images("fashion_mnist"), plain)
+
+
+def test_torchvision_reads_what_is_written_here(root, monkeypatch):
+    "The layouts are torchvision's: its own classes find the same images, so the real files are read rightly too."
+    for source in (STL10, FASHION_MNIST): write_own(root, source)
+    monkeypatch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda self: True)
+    for source, theirs in ((STL10, torchvision.datasets.STL10(root, "test")), (FASHION_MNIST, torchvision.datasets.FashionMNIST(root, train=False))):
+        own = source.read(data.own_files(source, root)["test"], source)
+        assert [int(label) for _, label in theirs] == own[1].tolist()
+        assert all((np.asarray(image).reshape(*source.shape[1:], -1).transpose(2, 0, 1) == x).all() for (image, _), x in zip(theirs, own[0]))
+
+
+def test_a_folder_whose_files_change_places_is_another_data_set(root):
+    "Names are labels: the cache must not take one for the other."
+    write_own(root, TINY_IMAGENET)
+    before = data.load_images("tiny_imagenet")
+    a, b = sorted((root/TINY_IMAGENET.folder/"train").iterdir())[:2]
+    a.rename(a.with_name("other")), b.rename(a), (a.parent/"other").rename(b)
+    after = data.load_images("tiny_imagenet")
+    assert after.train_x.equal(before.train_x) and (after.train_y != before.train_y).sum() == 2
+    assert after.fingerprint != before.fingerprint
+
+
+def test_tiny_imagenet_is_read_with_and_without_inner_folders(root):
+    write_own(root, TINY_IMAGENET)
+    before, train = data.load_images("tiny_imagenet"), root/TINY_IMAGENET.folder/"train"
+    for path in list(train.rglob("*.JPEG")):
+        path.rename(path.parent.parent/path.name)
+        (path.parent.parent/f"{path.parent.parent.name}_boxes.txt").write_text("0 0 63 63")  # as in the archive
+    assert same(data.load_images("tiny_imagenet"), before)
 
 
 @pytest.mark.parametrize("spoil,says", [
     (lambda p, s: p.write_bytes(p.read_bytes()[:500]), "truncated"),
     (lambda p, s: p.write_bytes(b"\x80\x02cos\nsystem\n."), "it asks for os.system"),
     (lambda p, s: p.write_bytes(pickle.dumps([1])), "of another kind"),
-    (lambda p, s: data.write_batches(p.parent, *PAIRS[s].values(), replace(s, key="coarse_labels")), "it has no {key}"),
+    (lambda p, s: files.write_own(p.parents[1], replace(s, key="coarse_labels"), *PAIRS[s]), "it has no {key}"),
     (lambda p, s: p.write_bytes(pickle.dumps({s.key.encode(): [0]})), "it has no data"),
-    (lambda p, s: p.write_bytes(pickle.dumps({b"data": X.reshape(60, -1), s.key.encode(): [0] * 59})), "60 images and 59 labels"),
-    (lambda p, s: p.write_bytes(pickle.dumps({b"data": X[:1].reshape(1, -1), s.key.encode(): [len(s.classes)]})), "label {n};.*0 to {last}"),
+    (lambda p, s: p.write_bytes(pickle.dumps({b"data": PAIRS[s][0][0].reshape(60, -1), s.key.encode(): [0] * 59})), "60 images and 59 labels"),
+    (lambda p, s: p.write_bytes(pickle.dumps({b"data": PAIRS[s][0][0][:1].reshape(1, -1), s.key.encode(): [len(s.classes)]})), "label {n};.*0 to {last}"),
     (lambda p, s: p.unlink(), "copy the whole folder"),
 ])
 @pytest.mark.parametrize("part", ["train", "test"])
-@both
+@cifar
 def test_a_wrong_batch_file_is_named(root, spoil, says, part, source):
-    write_batches(root, source)
+    write_own(root, source)
     name = getattr(source, part)[-1]
     spoil(root/source.folder/name, source)
     says = says.format(key=source.key, n=len(source.classes), last=len(source.classes) - 1)
-    with pytest.raises(InputError, match=says) as caught: data.load_images("auto", source.name)
     named = source.train[0] if "no " + source.key in says else name  # the first one read, where all are wrong
-    assert str(root/source.folder) in str(caught.value) and named in str(caught.value) and "\n" not in str(caught.value)
+    refused(root/source.folder, source, says, named)
+
+
+def half(path): path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def jpeg(height, width):
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height)).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+TRAIN_IDX, TEST_IDX = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+OF_TABLE, PICTURE = "val/val_annotations.txt", "val/images/val_2.JPEG"
+
+
+@pytest.mark.parametrize("source,name,spoil,says", [
+    (STL10, "train_X.bin", half, "no whole number of 96 x 96 pixels"),
+    (STL10, "test_X.bin", lambda p: p.write_bytes(bytes(3 * 96 * 96)), "has 1 images and test_y.bin has 5 labels"),
+    (STL10, "test_y.bin", half, "test_X.bin has 5 images and test_y.bin has 2 labels"),
+    (STL10, "train_y.bin", lambda p: p.write_bytes(bytes([1, 2, 3, 4, 0, 6, 7, 8, 9])), "label 0; labels should be from 1 to 10"),
+    (STL10, "train_y.bin", lambda p: p.write_bytes(bytes([1, 2, 3, 4, 11, 6, 7, 8, 9])), "label 11; labels should be from 1 to 10"),
+    (STL10, "train_y.bin", lambda p: p.unlink(), "stl10_binary has no train_y.bin: copy the whole folder"),
+    (FASHION_MNIST, TRAIN_IDX, half, "as an IDX file: it is truncated"),
+    (FASHION_MNIST, TRAIN_IDX, lambda p: p.write_bytes(p.read_bytes() + b"0"), "as an IDX file"),
+    (FASHION_MNIST, TRAIN_IDX, lambda p: p.write_bytes(b""), "as an IDX file"),
+    (FASHION_MNIST, TRAIN_IDX, lambda p: p.write_bytes(bytes([0, 0, 8, 3])), "as an IDX file"),
+    (FASHION_MNIST, TRAIN_IDX, lambda p: p.write_bytes(b"\x80\x02cos\nsystem\n."), "does not start as 3-dimensional bytes do"),
+    (FASHION_MNIST, TRAIN_IDX, lambda p: p.write_bytes(bytes([0, 0, 8, 3, *[0, 0, 0, 30], *[0, 0, 0, 14], *[0, 0, 0, 56]]) + bytes(30 * 28 * 28)),
+     "images of 56 x 14 pixels; Fashion-MNIST has 28 x 28"),
+    (FASHION_MNIST, TEST_IDX, lambda p: p.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 10]) + bytes([10] * 10)), "label 10; labels should be from 0 to 9"),
+    (FASHION_MNIST, TEST_IDX, lambda p: p.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2]) + bytes(2)), "has 10 images and t10k-labels-idx1-ubyte has 2 labels"),
+    (FASHION_MNIST, TEST_IDX, lambda p: p.unlink(), "raw has no t10k-labels-idx1-ubyte"),
+    (FASHION_MNIST, TEST_IDX, lambda p: p.rename(p.with_name(p.name + ".gz")), "ubyte.gz cannot be read as an IDX file"),
+    (TINY_IMAGENET, PICTURE, half, "val_2.JPEG is not an image that can be decoded"),
+    (TINY_IMAGENET, PICTURE, lambda p: p.write_bytes(jpeg(32, 64)), "val_2.JPEG has 64 x 32 pixels; it should have 64 x 64"),
+    (TINY_IMAGENET, PICTURE, lambda p: p.unlink(), "val_2.JPEG is not in .*lists it"),
+    (TINY_IMAGENET, OF_TABLE, half, "val_[345].JPEG is in .*does not list it"),
+    (TINY_IMAGENET, OF_TABLE, lambda p: p.write_bytes(b"\xff\xfe"), "as a table of images"),
+    (TINY_IMAGENET, OF_TABLE, lambda p: p.write_text(p.read_text().replace(TINY_IMAGENET.classes[3], "n00000000")), "val_1.JPEG in a class 'n00000000', which Tiny-ImageNet"),
+    (TINY_IMAGENET, OF_TABLE, lambda p: p.unlink(), "has no val/val_annotations.txt"),
+    (TINY_IMAGENET, "train", lambda p: next(p.iterdir()).rename(p/"goldfish"), "train has .*JPEG in a class 'goldfish'"),
+    (TINY_IMAGENET, "train", lambda p: (shutil.rmtree(p), p.mkdir()), "train has no images"),
+    (TINY_IMAGENET, "train", shutil.rmtree, "tiny-imagenet-200 has no train: copy"),
+    (STL10, "train_X.bin", lambda p: (p.write_bytes(b""), p.with_name("train_y.bin").write_bytes(b"")), "no train images: .*train_X.bin"),
+    (FASHION_MNIST, TRAIN_IDX, lambda p: (p.write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 0, *[0, 0, 0, 28] * 2])),
+                                          p.with_name("train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 0]))), "no train images"),
+])
+def test_a_wrong_file_is_named(root, source, name, spoil, says):
+    write_own(root, source)
+    write_shards(root, source)  # which are not taken in its place
+    spoil(root/source.folder/name)
+    refused(root/source.folder, source, says, name.split("/")[-1])
+
+
+def test_resized_and_coloured():
+    images = data.digits("A note.").split(100)
+    large, grey = data.resized(images, 20), data.coloured(images)
+    assert (large.shape, large.pad, large.name, large.flip) == ((1, 20, 20), 2, "digits", False)
+    assert (grey.shape, grey.pad) == ((3, 8, 8), 1) and all((x == images.train_x[:, 0]).all() for x in grey.train_x.unbind(1))
+    for new in (large, grey):
+        assert new.note.startswith("A note. The ") and all(len(getattr(new, p)) == len(getattr(images, p)) for p in data.PARTS)
+        assert new.train_y is images.train_y and new.val_y is images.val_y and new.test_y is images.test_y
+    assert len({x.fingerprint for x in (images, large, grey, data.resized(images, 21), data.resized(grey, 20))}) == 5
+    assert data.resized(data.digits(), 20).fingerprint == large.fingerprint  # split before or after: the same images
+    assert data.resized(data.digits().split(100, train=600), 20).fingerprint != large.fingerprint
+    both = torch.cat([large.train_x, large.val_x]) / 255
+    assert large.mean == pytest.approx((both.mean().item(),), abs=1e-4) and large.std == pytest.approx((both.std().item(),), abs=1e-4)
+    assert grey.mean == images.mean * 3 and data.resized(images, 8) is images and data.coloured(grey) is grey
+    for side in (0, -1, 2.5, "8"):
+        with pytest.raises(InputError, match="side="): data.resized(images, side)
+
+
+def test_resizing_averages_where_it_shrinks_and_keeps_what_is_flat():
+    x = torch.zeros(2, 3, 96, 96, dtype=torch.uint8)
+    x[0] = 77
+    x[1, :, ::2] = 200  # stripes of one pixel: without antialiasing a third of the rows is all or nothing
+    small = data.resized_images(x, 32)
+    assert (small[0] == 77).all() and small[1].float().sub(100).abs()[:, 1:-1].max() < 40
+    assert data.resized_images(x[:0], 32).shape == (0, 3, 32, 32)
+
+
+def test_statistics_of_several_arrays_are_those_of_all_their_pixels():
+    x = rng.integers(0, 256, (2500, 3, 4, 5), np.uint8)
+    expected = tuple(tuple(np.round(f(x / 255, (0, 2, 3)), 4).tolist()) for f in (np.mean, np.std))
+    assert data.statistics(x) == data.statistics(x[:1200], x[1200:], x[:0]) == expected

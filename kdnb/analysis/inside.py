@@ -42,7 +42,8 @@ from ..figures import COLOURS, LINES, MARKERS, STYLE
 from ..losses.supcon import supcon_loss, supcon_naive
 from ..measures import measured
 from ..parameters import words
-from ..registry import InputError, models, one_of, parsed, unknown
+from ..models.pretrained import network
+from ..registry import InputError, one_of, parsed, unknown
 from ..report import Row, fit, mean_sd, pair_of, paper_numbers, sections
 
 # %% ../../nbs/analysis/75_inside.ipynb #c5
@@ -114,8 +115,7 @@ def untrained(nets: list[Compared], images: Images) -> list[Compared]:
     "Each student alone, as it was before its training."
     def before(c):
         torch.manual_seed(c.what["seed"])
-        net = models.build(c.what["student"], classes=len(images.classes),
-                           channels=images.shape[0]).to(images.train_x.device).eval()
+        net = network(c.what["student"], images).to(images.train_x.device).eval()
         return replace(c, what=c.what | {"method": "untrained", "key": ""}, student=net)
     return [before(c) for c in nets if c.method == "student"]
 
@@ -264,7 +264,7 @@ def cka_of(c: Compared, x: Tensor, block: int = 100) -> tuple[Similarity, dict]:
     for place, (i, j) in meeting(found.rows, found.columns).items():
         values = found.value[i][:, j].flatten()
         numbers[DEBIASED, place] = values.mean()
-        if place.startswith("stage"): numbers[SPREAD, place] = values.std()
+        if place.startswith("stage") and len(values) > 1: numbers[SPREAD, place] = values.std()
     exact = {(EXACT, place): value for place, value in exact_cka(c, x).items()}
     return found, numbers | exact
 

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['CUTS', 'LIGHT', 'ASSISTANTS', 'SAME', 'OTHER', 'SIX', 'TRIPLES', 'CLASSWISE', 'FIXED', 'FIG4', 'FIG5', 'VARIANTS',
            'TABLES', 'PRESETS', 'PROTOCOLS', 'HELD_OUT', 'RANK', 'OF_ROW', 'Training', 'common', 'Pair', 'Table',
-           'named', 'rows', 'Preset', 'Parameters', 'loss_names', 'pair_names', 'parameters', 'cut', 'empty_output',
-           'refusal', 'possible', 'trainings', 'terms', 'alone', 'students', 'plan', 'phase_text', 'weight_choices',
+           'named', 'rows', 'Preset', 'Parameters', 'pair_names', 'parameters', 'cut', 'empty_output', 'refusal',
+           'possible', 'trainings', 'terms', 'alone', 'students', 'plan', 'phase_text', 'weight_choices',
            'pair_choices', 'choices', 'about', 'choices_frame', 'banner', 'report', 'table_of', 'sweep', 'figure_sweep',
            'step_costs', 'one_step', 'figure_costs']
 
 # %% ../../nbs/experiments/50_benchmark.ipynb #c2
-import os
 import time
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -23,17 +22,14 @@ import torch
 
 from ..contract import Out
 from ..data import DATA, Images, load_images
-from .execute import Speed
+from .asked import Asked, asked, loss_names
 from .methods import BY_PAIR, CRD, METHODS, Method, method_of
 from .run import BENCHMARK_EPOCHS, Phase, Run, describe, distill, part
 from .train import Learner, batches, inputs, step, views_for
 from ..figures import COLOURS, LINES, MARKERS, STYLE
-from ..parameters import check_names, flag, folder, torch_device, words
-from ..progress import Board
-from ..registry import InputError, losses, models, parsed, positive, unknown, whole
-from ..report import (ROOT, Row, fit, flat, pair_text, paper_numbers, summary,
-                         write_report)
-from ..store import Store
+from ..parameters import check_names, words
+from ..registry import InputError, losses, models, parsed, unknown
+from ..report import Row, fit, flat, pair_text, paper_numbers, summary, write_report
 
 # %% ../../nbs/experiments/50_benchmark.ipynb #c4
 @dataclass(frozen=True)
@@ -195,23 +191,13 @@ RANK = {f"{name}, {preset}": 3 * i + j for i, preset in enumerate(reversed(PRESE
 
 # %% ../../nbs/experiments/50_benchmark.ipynb #c16
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(Asked):
     "The parameters of a table, checked."
     table: Table
     pairs: tuple[Pair, ...]
     protocols: tuple[str, ...]
     losses: tuple[str, ...]     # rows: losses and options
-    preset: str
     images: Images
-    alpha: float | None         # None: each loss's own
-    seeds: int
-    changes: dict               # "epochs" and "batch", as far as given
-    precision: str              # "fp32" or "bf16"
-    device: torch.device
-    store: Store
-    force: bool
-    speed: Speed
-    board: Board
 
     @property
     def epochs(self) -> int:
@@ -220,30 +206,15 @@ class Parameters:
 
     def named(self, protocols: str) -> str:
         "Protocols with the preset's name and with what was changed of it."
-        return ", ".join([protocols, self.preset,
-                          *[f"{name} {value}" for name, value in self.changes.items()]])
+        return f"{protocols}, {self.protocol}"
 
 # %% ../../nbs/experiments/50_benchmark.ipynb #c17
 OF_ROW = ("weight", "batch")  # options that are the row's and not the loss's
 
-
-def loss_names(value, table: Table) -> tuple[str, ...]:
-    "The rows of a word or several joined by commas; \"all\" stands for the table's."
-    if value == "all": return tuple(table.rows)
-    names = tuple(words("loss", value))
-    for spec in names:
-        for loss, options in parsed(spec):
-            if loss not in losses.names(): raise unknown("loss", loss, ["all", *losses.names()])
-            losses.build(loss, **{k: v for k, v in options.items() if k not in OF_ROW})
-            if "weight" in options: positive("weight", options["weight"])
-            if "batch" in options: whole("batch", options["batch"])
-    return names
-
 # %% ../../nbs/experiments/50_benchmark.ipynb #c18
-def pair_names(value, table: Table, preset: str) -> tuple[Pair, ...]:
+def pair_names(value, table: Table) -> tuple[Pair, ...]:
     "The pairs of a word or several joined by commas, of the table or of any two networks."
-    if value == "auto": value = table.pairs[0] if preset == "quick" else "all"
-    names = table.pairs if value == "all" else words("pair", value)
+    names = table.pairs if value in ("auto", "all") else words("pair", value)
     for name in names:
         nets = name.split("-")
         if len(nets) != 2 or not set(nets) <= set(models.names()):
@@ -259,29 +230,17 @@ def parameters(
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
     check_names()
     known = {"table": (table, tuple(TABLES)), "protocol": (protocol, ("both", *PROTOCOLS)),
-             "data set": (data, DATA), "preset": (preset, ("auto", *PRESETS)),
-             "precision": (precision, ("auto", "fp32", "bf16"))}
+             "data set": (data, DATA)}
     for kind, (word, allowed) in known.items():
         if word not in allowed: raise unknown(kind, word, allowed)
-    own, where = TABLES[table], torch_device(device)
-    if preset == "auto": preset = "paper" if where.type == "cuda" else "quick"
-    names, pairs = loss_names(loss, own), pair_names(pair, own, preset)
-    if alpha is not None: positive("alpha", alpha)
-    seeds = PRESETS[preset].seeds if seeds is None else whole("seeds", seeds)
-    changes = {name: whole(name, value) for name, value in (("epochs", epochs), ("batch", batch))
-               if value is not None}
-    if precision == "auto":
-        precision = PRESETS[preset].precision if where.type == "cuda" else "fp32"
-    torch.use_deterministic_algorithms(flag("deterministic", deterministic))
-    flag("force", force)
-    store = Store(folder("reports", reports,
-                         os.environ.get("KDNB_REPORTS") or ROOT/"reports")/table)
-    store.results()
-    p = Parameters(own, pairs, PROTOCOLS if protocol == "both" else (protocol,), names, preset,
-                   cut(load_images(data, own.dataset), preset).to(where), alpha, seeds, changes,
-                   precision, where, store, force,
-                   Speed(flag("compiled", compiled), whole("streams", streams)),
-                   Board(folder("tensorboard", tensorboard, None) if tensorboard else None))
+    own = TABLES[table]
+    names, pairs = loss_names(loss, own.rows, OF_ROW), pair_names(pair, own)
+    common = asked(table, PRESETS, preset, alpha, seeds, epochs, batch, precision, device,
+                   deterministic, compiled, streams, tensorboard, reports, force)
+    if pair == "auto" and common["preset"] == "quick": pairs = pairs[:1]
+    images = cut(load_images(data, own.dataset), common["preset"]).to(common["device"])
+    p = Parameters(own, pairs, PROTOCOLS if protocol == "both" else (protocol,), names, images,
+                   **common)
     if loss != "all": possible(p)
     return p
 
@@ -291,7 +250,8 @@ def cut(images: Images, preset: str) -> Images:
     sizes = PRESETS[preset].cut
     if (images.name == "digits" or sizes is None
             or len(images.train_x) < sizes["train"] + sizes["validation"]):
-        return images.split(min(HELD_OUT[images.name], len(images.train_x) // 5))
+        n = len(images.train_x)
+        return images.split(min(HELD_OUT.get(images.name, n // 10), n // 5))
     note = (f"Only {sizes['train']} training and {sizes['test']} test images of {images.name} "
             f"were used (preset {preset}): these accuracies do not compare with the paper's.")
     return replace(images.split(**sizes), note=images.note or note)

@@ -28,9 +28,10 @@ from ..data import Images
 from .run import Phase, Run
 from .train import (
     Learner, Teachers, accuracy, frozen, inputs, restore, state, train_epoch, views_for)
+from ..models.pretrained import network
 from ..parameters import device_name
 from ..progress import Board, Progress, duration
-from ..registry import InputError, losses, models
+from ..registry import InputError, losses
 from ..store import Store, read_result, read_tensors, write_tensors
 
 # %% ../../nbs/experiments/30_execute.ipynb #c4
@@ -67,7 +68,7 @@ COST = {"classify": 3, "initial": 3, "contrast": 6, "linear": 1}
 
 def flops(net: str, images: Images) -> int:
     "Floating-point operations of one forward pass of a network on one image."
-    model = models.build(net, classes=len(images.classes), channels=images.shape[0]).eval()
+    model = network(net, images).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *images.shape))
     return counter.get_total_flops()
@@ -90,7 +91,7 @@ def load_net(run: Run, store: Store, images: Images, fold: bool = True) -> nn.Mo
     """A run's trained network in evaluation mode, on the data's device; frozen, with its batch
     normalisation folded, unless `fold` is False. `InputError` if the file is another's."""
     tensors, _ = store.weights(run.key, run.config)
-    net = models.build(run.net, classes=len(images.classes), channels=images.shape[0])
+    net = network(run.net, images)
     net.load_state_dict(tensors)
     net = net.to(images.train_x.device, memory_format=torch.channels_last).eval()
     if fold: net = frozen(net)
@@ -434,8 +435,7 @@ def check_pairs(todo: list[Run], images: Images):
     kinds = {(run.net, run.peer or run.teacher.net, run.parts): run for run in todo if run.parts}
     for (_, other, _), run in kinds.items():
         torch.manual_seed(0)
-        net = models.build(other, classes=len(images.classes), channels=images.shape[0])
-        Learner(run, images, frozen(net.to(images.train_x.device)))
+        Learner(run, images, frozen(network(other, images).to(images.train_x.device)))
 
 
 def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> str:

@@ -70,7 +70,7 @@ class Part:
 @dataclass(frozen=True)
 class Run:
     "A network to be trained: everything that decides the outcome."
-    net: str                       # registered network
+    net: str                       # registered network, with options: "resnet8@size=16"
     objective: str                 # its own: "ce" or "supcon"
     phases: tuple[Phase, ...]
     data: str                      # name, sizes and fingerprint of the data set

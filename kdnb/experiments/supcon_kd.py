@@ -4,25 +4,21 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'HELD_OUT', 'RANK', 'ALPHA_SOURCE', 'ALPHAS', 'ROWS', 'OBJECTIVES', 'LOSS_CHOICES', 'Preset', 'Parameters',
-           'loss_names', 'loss_options', 'parameters', 'cut', 'plan', 'parts', 'weight', 'phase_text', 'data_choices',
+           'loss_options', 'parameters', 'cut', 'plan', 'parts', 'weight', 'phase_text', 'data_choices',
            'training_choices', 'choices', 'about', 'choices_frame', 'banner']
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c2
-import os
 from dataclasses import dataclass, replace
 
 import pandas as pd
-import torch
 
 from ..data import DATA, Images, load_images
-from .run import Phase, Run, describe, distill, part
-from ..parameters import check_names, flag, folder, torch_device, words
-from ..registry import InputError, losses, parsed, positive, unknown, whole
-from .execute import Speed
+from .asked import Asked, asked, loss_names
 from .methods import method_of
-from ..progress import Board
-from ..report import ROOT, Row
-from ..store import Store
+from .run import Phase, Run, describe, distill, part
+from ..parameters import check_names
+from ..registry import InputError, losses, parsed, unknown
+from ..report import Row
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c4
 @dataclass(frozen=True)
@@ -75,28 +71,12 @@ OBJECTIVES = {"ce": ("ce",), "supcon": ("supcon",), "both": ("ce", "supcon")}
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c9
 @dataclass(frozen=True)
-class Parameters:
+class Parameters(Asked):
     "The parameters of the table, checked."
-    losses: tuple[str, ...]     # registered names, or several joined by +
+    losses: tuple[str, ...]     # losses with options, or several joined by +
     teachers: tuple[str, ...]   # the teachers' objectives
-    preset: str
     images: Images
-    alpha: float | None         # None: each loss's own
     options: dict               # of the losses, as far as given
-    seeds: int
-    changes: dict               # of every phase: "epochs" and "batch", as far as given
-    precision: str              # "fp32" or "bf16"
-    device: torch.device
-    store: Store
-    force: bool
-    speed: Speed
-    board: Board
-
-    @property
-    def protocol(self) -> str:
-        "The preset's name, with what was changed of it."
-        return ", ".join([self.preset,
-                          *[f"{name} {value}" for name, value in self.changes.items()]])
 
     @property
     def phases(self) -> dict[str, tuple[Phase, ...]]:
@@ -107,17 +87,6 @@ class Parameters:
                 for objective, phases in found.items()}
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c10
-def loss_names(value) -> tuple[str, ...]:
-    "The losses of a word or several joined by commas; \"all\" stands for those of the tables."
-    if value == "all": return tuple(row.method for row in ROWS if row.role == "distilled")
-    names = tuple(words("loss", value))
-    for name in names:
-        for one, options in parsed(name):
-            if one not in losses.names(): raise unknown("loss", one, ["all", *losses.names()])
-            losses.build(one, **options)
-    return names
-
-
 def loss_options(names, given: dict) -> dict:
     "The given options; `InputError` where one is wrong for a loss, or where no loss has it."
     given = {k: v for k, v in given.items() if v is not None and v != "default"}
@@ -138,30 +107,14 @@ def parameters(
 ) -> Parameters:
     "The checked parameters, as the table's parameters cell explains them, or `InputError`."
     check_names()
-    names = loss_names(loss)
-    known = {"teacher": (teacher, tuple(OBJECTIVES)), "preset": (preset, ("auto", *PRESETS)),
-             "data set": (data, DATA), "precision": (precision, ("auto", "fp32", "bf16"))}
-    for kind, (word, allowed) in known.items():
-        if word not in allowed: raise unknown(kind, word, allowed)
+    names = loss_names(loss, [row.method for row in ROWS if row.role == "distilled"], ("weight",))
+    for kind, word, known in (("teacher", teacher, OBJECTIVES), ("data set", data, DATA)):
+        if word not in known: raise unknown(kind, word, known)
     options = loss_options(names, {"tau": tau, "T": T, "on": on, "normalize": normalize})
-    if alpha is not None: positive("alpha", alpha)
-    where = torch_device(device)
-    if preset == "auto": preset = "paper" if where.type == "cuda" else "quick"
-    seeds = PRESETS[preset].seeds if seeds is None else whole("seeds", seeds)
-    changes = {name: whole(name, value) for name, value in (("epochs", epochs), ("batch", batch))
-               if value is not None}
-    if precision == "auto":
-        precision = PRESETS[preset].precision if where.type == "cuda" else "fp32"
-    torch.use_deterministic_algorithms(flag("deterministic", deterministic))
-    flag("force", force)
-    store = Store(folder("reports", reports,
-                         os.environ.get("KDNB_REPORTS") or ROOT/"reports")/"cifar10_supcon")
-    store.results()
-    images = cut(load_images(data), preset).to(where)
-    speed = Speed(flag("compiled", compiled), whole("streams", streams))
-    board = Board(folder("tensorboard", tensorboard, None) if tensorboard else None)
-    return Parameters(names, OBJECTIVES[teacher], preset, images, alpha, options, seeds, changes,
-                      precision, where, store, force, speed, board)
+    common = asked("cifar10_supcon", PRESETS, preset, alpha, seeds, epochs, batch, precision,
+                   device, deterministic, compiled, streams, tensorboard, reports, force)
+    images = cut(load_images(data), common["preset"]).to(common["device"])
+    return Parameters(names, OBJECTIVES[teacher], images, options, **common)
 
 # %% ../../nbs/experiments/40_supcon_kd.ipynb #c12
 def cut(images: Images, preset: str) -> Images:
@@ -169,7 +122,8 @@ def cut(images: Images, preset: str) -> Images:
     sizes = PRESETS[preset].cut
     if (images.name != "cifar10" or sizes is None
             or len(images.train_x) < sizes["train"] + sizes["validation"]):
-        return images.split(min(HELD_OUT[images.name], len(images.train_x) // 5))
+        n = len(images.train_x)
+        return images.split(min(HELD_OUT.get(images.name, n // 10), n // 5))
     note = (f"Only {sizes['train']} training and {sizes['test']} test images of CIFAR-10 and "
             f"small networks were used (preset {preset}): "
             "these accuracies do not compare with the paper's.")
@@ -196,7 +150,8 @@ def plan(p: Parameters) -> list[Run]:
 
 def parts(name: str, p: Parameters) -> tuple:
     "The distillation terms of a loss, or of several joined by +, with their weights and options."
-    return tuple(part(one, p.alpha or weight(one), p.options | own) for one, own in parsed(name))
+    return tuple(part(one, own.get("weight", p.alpha or weight(one)), p.options | own)
+                 for one, own in parsed(name))
 
 
 def weight(loss: str) -> float:

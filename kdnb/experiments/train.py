@@ -22,7 +22,8 @@ from ..contract import Out, unit
 from ..data import Images
 from .run import Phase, Run
 from ..losses.supcon import supcon_self
-from ..registry import losses, models
+from ..models.pretrained import network
+from ..registry import losses
 
 # %% ../../nbs/experiments/20_train.ipynb #c4
 def head(width: int, outputs: int = 128) -> nn.Sequential:
@@ -51,7 +52,7 @@ class Learner:
         self._enter()
 
     def _network(self, name: str, images: Images) -> nn.Module:
-        net = models.build(name, classes=len(images.classes), channels=images.shape[0])
+        net = network(name, images, start=True)
         return net.to(self.device, memory_format=torch.channels_last)
 
     def _prepare(self, images: Images, teacher: nn.Module):
@@ -265,7 +266,8 @@ class Folded(nn.Identity):
 def folded(net: nn.Module) -> nn.Module:
     "The frozen network with batch normalisations in `nn.Sequential` folded into convolutions."
     for block in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
-        for i, (conv, norm) in enumerate(zip(block[:-1], block[1:])):
+        layers = list(block)
+        for i, (conv, norm) in enumerate(zip(layers, layers[1:])):
             if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
                 block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), Folded(norm)
     return net.to(memory_format=torch.channels_last)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..contract import VectorTerm
-from ..registry import losses, positive
+from .crd_infonce import CRDInfoNCE
+from ..registry import losses
 
 # %% ../../nbs/losses/43_supcrd.ipynb #c7
 def lse_of(
@@ -34,15 +34,8 @@ def supcrd_loss(
 
 # %% ../../nbs/losses/43_supcrd.ipynb #c18
 @losses.register("supcrd")
-class SupCRD(VectorTerm):
-    "Each student's softmax over teachers against its own class, summed (supcrd, section 2)."
-    def __init__(self,
-        on: str = "embedding",    # which vector: "logits" or "embedding"
-        normalize: str = "both",  # vectors of length 1: "none", "teacher", "student" or "both"
-        tau: float = 0.07,        # temperature, above 0
-    ):
-        super().__init__(on, normalize)
-        self.tau = positive("tau", tau)
-
+class SupCRD(CRDInfoNCE):
+    """Each student's softmax over teachers against its own class, summed (supcrd, section 2);
+    options of `CRDInfoNCE`."""
     def loss(self, s: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return supcrd_loss(s, t, y, self.tau)

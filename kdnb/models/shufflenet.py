@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contract import Out
-from .resnet import scale_and_shift
+from .resnet import Staged
 from ..registry import models
 
 # %% ../../nbs/models/50_shufflenet.ipynb #c4
@@ -47,14 +47,14 @@ class Grouped(nn.Module):
         return torch.cat([y, F.avg_pool2d(x, 3, 2, 1)], 1)
 
 # %% ../../nbs/models/50_shufflenet.ipynb #c13
-class ShuffleNet(nn.Module):
+class ShuffleNet(Staged):
     "A 1 x 1 stem of 24 channels, three stages of grouped blocks, average pooling, a classifier."
     def __init__(self,
         classes: int = 10,
         channels: int = 3,  # of the images
     ):
         super().__init__()
-        self.stem = nn.Sequential(*conv_bn(channels, 24, 1), nn.ReLU())
+        self.stem = nn.Sequential(*conv_bn(channels, 24, 1))
         self.stages, inputs = nn.ModuleList(), 24
         for width, depth in ((240, 4), (480, 8), (960, 4)):
             opens = Grouped(inputs, width, 2)
@@ -62,19 +62,6 @@ class ShuffleNet(nn.Module):
                 [opens, *(Grouped(width, width, 1) for _ in range(depth - 1))]))
             inputs = width
         self.width, self.classifier = inputs, nn.Linear(inputs, classes)
-
-    def forward(self,
-        x: Tensor,  # normalised images, `[b, ch, h, w]`
-    ) -> Out:       # with stem, and with the maps of each stage after and before its activation
-        x, maps, before = self.stem(x), [], []
-        stem = x
-        for stage in self.stages:
-            for block in stage: x = F.relu(last := block(x))
-            maps.append(x)
-            before.append(last)
-        embedding = x.mean((2, 3))
-        norms = tuple(scale_and_shift(stage[-1].last[1]) for stage in self.stages)
-        return Out(self.classifier(embedding), embedding, tuple(maps), tuple(before), stem, norms)
 
 # %% ../../nbs/models/50_shufflenet.ipynb #c15
 class Halves(nn.Module):

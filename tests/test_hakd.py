@@ -1,0 +1,314 @@
+"hakd across architectures: the traps of its two projectors, networks with published weights and images of their own, and its four notebooks run as a user runs them."
+import ast
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2.functional as tv
+from torchvision import models as published
+
+from kdnb.analysis.bias import chosen_radii, coverage, printed
+from kdnb.augment import Views
+from kdnb.contract import Out
+from kdnb.data import load_images
+from kdnb.experiments.across import COLUMNS, LOSSES, PRESETS, by_data, numbers, parameters, plan, rows, terms
+from kdnb.experiments.execute import closure, execute, load_net
+from kdnb.experiments.run import Phase, Run, describe, part
+from kdnb.experiments.train import Learner, Teachers, frozen, train_epoch, views_for
+from kdnb.losses.pca_gl import Neighbourhoods, coins
+from kdnb.models.pretrained import Adapted, Expected, expected, network
+from kdnb.registry import InputError, losses
+from kdnb.report import paper_cell, paper_numbers
+from kdnb.store import Store
+
+TABLES = Path(__file__).resolve().parents[1]/"nbs/tables"
+VIT = "vit_tiny_4@image_size=8"
+PHASE = Phase("classify", 1, 64, 0.02, 0.2)
+
+
+@pytest.fixture(scope="module")
+def images(): return load_images("digits").split(validation=200, train=256, test=200)
+
+
+@pytest.fixture(scope="module")
+def taught(images):
+    "A transformer, frozen, a run distilled from it with pca_gl, and the learner before its training."
+    teacher = Run(VIT, "ce", (PHASE,), describe(images), 0)
+    torch.manual_seed(0)
+    net = frozen(network(VIT, images))
+    run = replace(teacher, net="resnet8", parts=(part("pca_gl", 1.0, {}),), teacher=teacher)
+    return run, net, Learner(run, images, net)
+
+
+# ---- H1 to H9: what is trained, what is not, and in which order
+
+def test_projectors_are_in_the_optimiser_and_change(taught, images):
+    run, net, learner = taught
+    mine = {name: p for name, p in learner.terms.named_parameters()}
+    assert {name.split(".")[1] for name in mine} == {"qkv", "linear"}
+    held = {id(p) for group in learner.optimiser.param_groups for p in group["params"]}
+    assert all(id(p) in held for p in mine.values())
+    before, teacher = ({k: v.clone() for k, v in m.items()} for m in (mine, net.state_dict()))
+    train_epoch([learner], images, views_for(PHASE, images), Teachers({run.teacher.key: net}))
+    assert learner.diverged is None
+    assert all((p - before[name]).abs().max() > 1e-6 for name, p in mine.items())
+    assert all(v.equal(teacher[k]) for k, v in net.state_dict().items())
+
+
+def test_no_gradient_reaches_the_teacher(images):
+    net, student = network(VIT, images).train(), network("resnet8", images)
+    x, y = torch.randn(4, *images.shape), torch.arange(4)
+    term = losses.build("pca_gl")
+    s, t = student(x), net(x)
+    assert all(a.requires_grad for a in t.attention)
+    term.prepare(s, t)
+    term(s, t, y, y).backward()
+    assert all(p.grad is None for p in net.parameters())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in term.parameters())
+    assert any(p.grad is not None for p in student.parameters())
+
+
+@pytest.mark.parametrize("spec", ["vit_tiny_4", "vit_tiny_16@image_size=64"])
+def test_tokens_follow_the_patches_row_by_row_without_class_token(images, spec):
+    torch.manual_seed(0)
+    net = network(spec + "@block=1", images).eval()
+    inner, size = net, (32 if "tiny_4" in spec else 64)
+    x = torch.randn(1, 1, size, size)
+    with torch.no_grad(): out = inner(x)
+    h, w = out.stem.shape[2:]
+    patch = size // h
+    assert [a.shape[1] for a in out.attention] == [h * w] * 3 and out.maps[0].shape[2:] == (h, w)
+    row, column = 1, w - 1
+    moved = x.clone()
+    moved[..., row * patch:(row + 1) * patch, column * patch:(column + 1) * patch] += 1
+    with torch.no_grad(): other = inner(moved)
+    for a, b in zip(out.attention, other.attention):   # block 1 sees embedded patches, one each
+        assert ((a - b).abs().amax((0, 2)) > 1e-6).nonzero().flatten().tolist() == [row * w + column]
+    assert ((out.stem - other.stem).abs().amax((0, 1)) > 1e-6).nonzero().tolist() == [[row, column]]
+
+
+def test_every_image_and_entry_has_its_own_coin():
+    toss = coins(0.5, 3 * 4 * 12, 0, 0, torch.arange(500))
+    per_matrix = toss.view(500, 4, 3, 12).double().mean((1, 3))    # of Q, K and V
+    assert 0.3 < per_matrix.min() or ((per_matrix > 0.1) & (per_matrix < 0.9)).all()
+    assert not torch.equal(toss[0], toss[1]) and not toss.equal(coins(0.5, 144, 0, 1, torch.arange(500)))
+
+
+def test_a_group_is_a_neighbourhood_of_4_by_4():
+    layer = Neighbourhoods(2, 3, (14, 14))
+    assert layer.grid == (4, 4) and len(layer.weight) == 16
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.arange(16.)[:, None].expand(-1, 3))
+    where = layer(torch.zeros(1, 2, 14, 14))[0, 0]
+    assert all(where[i, j] == i // 4 * 4 + j // 4 for i in range(14) for j in range(14))
+
+
+def test_the_loss_is_on_from_the_first_epoch_and_has_no_ramp(tmp_path):
+    p = parameters(loss="pca_gl", data="digits", corruption="none", preset="paper", device="cpu", reports=str(tmp_path))
+    run, = [run for run in plan(p) if run.parts and run.seed == 0]
+    assert run.phases[0].epochs == 10 and [run.parts[0].weight(epoch) for epoch in range(10)] == [0.2] * 10
+    assert dict(run.parts[0].options) == {"part": "both", "p": 0.5, "values": False, "heads": 1, "side": 4}
+    longer = plan(replace(p, changes={"epochs": 200}))
+    assert {r.phases[0].epochs for r in longer} == {200} and not {r.key for r in longer} & {r.key for r in plan(p)}
+
+
+# ---- networks with images and weights of their own
+
+def test_a_network_sees_what_it_was_made_for(images):
+    class Shown(torch.nn.Module):
+        def forward(self, x): return x
+    raw = images.test_x[:30]
+    x = Views(raw, images, pad=0, flip=False).batch(0, 0, torch.arange(30))
+    made_for = expected("wide_resnet101_2", "IMAGENET1K_V1")
+    assert made_for == Expected(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear")
+    by_hand = tv.normalize(tv.resize(raw.float().expand(-1, 3, -1, -1) / 255, [224, 224], antialias=True), made_for.mean, made_for.std)
+    assert Adapted(Shown(), images, made_for)(x).allclose(by_hand, atol=1e-5)
+    small = Expected(5, images.mean, images.std)
+    by_hand = tv.resize(x, [5, 5], antialias=True)
+    assert Adapted(Shown(), images, small)(x).allclose(by_hand, atol=1e-5)
+    assert not F.interpolate(x, (5, 5), mode="bilinear").allclose(by_hand, atol=0.1)  # smoothed
+
+
+def test_clip_has_its_own_normalisation():
+    made_for = expected("vit_clip", "openai")
+    assert made_for.size == 224 and made_for.mode == "bicubic" and made_for.mean[0] == pytest.approx(0.4815, abs=1e-4)
+    assert expected("vit_b_16", "IMAGENET1K_SWAG_E2E_V1").size == 384
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    "A folder of published files, with a stand-in for those of ResNet-18, and no connection."
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path/"hub"))
+    def nothing(*a, **k): raise OSError("no connection")
+    monkeypatch.setattr("torch.hub.download_url_to_file", nothing)
+    folder = tmp_path/"hub/checkpoints"
+    folder.mkdir(parents=True)
+    yield folder
+    torch.hub.set_dir(before)
+
+
+def test_a_teacher_starts_from_published_weights_and_is_stored_without_them(hub, tmp_path, images):
+    file = hub/Path(published.ResNet18_Weights.IMAGENET1K_V1.url).name
+    torch.manual_seed(3)
+    source = published.resnet18()
+    torch.save(source.state_dict(), file)
+    spec, store = "resnet18_imagenet@weights=IMAGENET1K_V1@size=16", Store(tmp_path/"store")
+    start = network(spec, images, start=True)
+    assert start.net.stem[0].weight.equal(source.conv1.weight) and start.classifier.out_features == 10 and start.size == 16
+    run = Run(spec, "ce", (replace(PHASE, kind="linear"),), describe(images), 0)
+    student = replace(run, net="resnet8", phases=(PHASE,), parts=(part("kd", 0.9, {}),), teacher=run)
+    results = execute([student], images, store, live=False)
+    file.unlink()                                                  # never asked for again
+    net = load_net(run, store, images, fold=False)
+    assert net.net.stem[0].weight.equal(source.conv1.weight)       # the encoder was frozen
+    assert not net.classifier.weight.equal(start.classifier.weight)
+    again = replace(student, parts=(part("kd", 0.5, {}),))
+    assert execute([again], images, store, live=False)[again.key]["outcome"] == "finished"
+    assert [r["outcome"] for r in results.values()] == ["finished"] * 2
+
+
+@pytest.mark.parametrize("spec", ["resnet18_imagenet@weights=IMAGENET1K_V1", "vit_clip@weights=openai"])
+def test_a_missing_file_is_one_sentence_that_says_where_it_goes(hub, images, spec):
+    with pytest.raises(InputError) as caught: network(spec, images, start=True)
+    said = str(caught.value)
+    assert "\n" not in said and "Put the file of https://" in said and str(hub) in said
+    network(spec.replace("vit_clip@weights=openai", "vit_tiny_16@weights=augreg_in21k"), images)  # not needed to build
+
+
+# ---- the plan
+
+def test_what_differs_between_rows_is_loss_and_teacher_alone(tmp_path):
+    p = parameters(data="digits", corruption="occluded", device="cpu", reports=str(tmp_path), preset="fast", seeds=1)
+    runs = plan(p)
+    students = [run for run in runs if run.net == p.nets["student"]]
+    assert len({(r.phases, r.data, r.protocol, r.precision) for r in students}) == 1 and len(students) == 9
+    assert {r.teacher.net for r in students if r.parts} == set(p.teachers)
+    by_teacher = {t: {r.method for r in students if r.parts and r.teacher.net == t} for t in p.teachers}
+    assert by_teacher[p.nets["transformer"]] == by_teacher[p.nets["cnn"]] == {"pca_gl", "hint", "kd"}
+    assert "needs a transformer" in p.refusal("pca_gl", p.nets["cnn"]) and not p.refusal("pca_gl@part=gl", p.nets["cnn"])
+    assert terms("kd", p)[1] == 0.1 and terms("hint+kd", p)[1] == 1.0
+
+
+def test_corruptions_are_the_papers_unless_asked_for(tmp_path):
+    given = {"data": "digits", "device": "cpu", "reports": str(tmp_path)}
+    p = parameters(**given)
+    assert [images.name for images in p.data] == ["digits as is", "digits occluded", "digits textured"]
+    test = parameters(corruption="occluded", part="test", **given).images
+    plain, both = p.data[:2]
+    assert test.name == "digits occluded (test only)" and test.train_x.equal(plain.train_x) and test.test_x.equal(both.test_x)
+    assert not both.train_x.equal(plain.train_x) and len({i.fingerprint for i in (test, *p.data)}) == 4
+    assert COLUMNS == ("cifar10 as is", "stl10 occluded", "fashion_mnist textured")
+
+
+def test_the_papers_numbers_stand_beside_the_networks_that_stand_for_its_own(tmp_path):
+    p = parameters(data="digits", device="cpu", reports=str(tmp_path), transformer=VIT, cnn="resnet14")
+    ours = numbers(p)
+    found = {(row.data, row.teacher, row.role, row.method): paper_cell(ours, row, "ce")["paper"] for row in rows(p)}
+    for kind, dataset in (("as is", "cifar10"), ("occluded", "stl10"), ("textured", "fashion_mnist")):
+        printed = paper_numbers("hakd", dataset).set_index(["teacher", "method"]).value
+        for net, theirs, method in ((VIT, "vit_b_16", "pca_gl"), ("resnet14", "wide_resnet101_2", "hint"), (PRESETS["paper"].cnn, "wide_resnet101_2", "hint")):
+            assert found[kind, net, "distilled", method] == printed[theirs, method] and found[kind, net, "teacher", "teacher"] == printed[theirs, "teacher"]
+        assert pd.isna(found[kind, VIT, "distilled", "hint"]) and pd.isna(found[kind, "", "student", "student"])
+
+
+WRONG = [({"loss": "pcagl"}, "Did you mean 'pca_gl'"), ({"loss": "pca_gl@part=q"}, "part='q'"), ({"loss": "pca_gl", "teacher": "cnn"}, "needs a transformer"),
+         ({"teacher": "vit"}, "transformer"), ({"transformer": "vit_b16"}, "Did you mean 'vit_b_16'"), ({"cnn": "wide_resnet101_2@weights=V9"}, "IMAGENET1K_V1"),
+         ({"student": "resnet8@size=no"}, "size='no'"), ({"student": "wrn_16_2"}, "three networks"), ({"data": "cifar100"}, "fashion_mnist"), ({"data": 3}, "data=3"),
+         ({"corruption": "blurred"}, "'occluded'"), ({"part": "val"}, "test"), ({"preset": "quik"}, "quick"), ({"tune": "head"}, "classifier"), ({"alpha": -1}, "alpha=-1"),
+         ({"epochs": 0}, "epochs=0"), ({"seeds": 1.5}, "seeds=1.5"), ({"precision": "fp16"}, "bf16"), ({"loss": "dml"}, "one trained teacher"), ({"loss": "takd"}, "one trained teacher")]
+
+
+@pytest.mark.parametrize("given,says", WRONG)
+def test_a_wrong_value_is_one_sentence_and_touches_nothing(tmp_path, given, says):
+    with pytest.raises(InputError) as caught: parameters(**{"data": "digits", "corruption": "none", "device": "cpu", "reports": str(tmp_path/"reports")} | given)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+# ---- measures
+
+def test_coverage_and_radii(images):
+    even = torch.ones(3, 7, 7)
+    assert coverage(even) == pytest.approx(1) and coverage(torch.eye(7)[None]) == pytest.approx(1 / 7)
+    assert coverage(1e-30 * even) == pytest.approx(1) and coverage(0 * even).isnan()
+    assert chosen_radii("3,1", images) == [1.0, 3.0] and chosen_radii("auto", images)[0] == 0
+    assert chosen_radii("auto", images)[-1] == pytest.approx(4 * 2**0.5, abs=0.1)
+    assert printed() == {("pca_gl", "initial"): 0.73, ("student", "initial"): 0.68}
+
+
+# ---- the notebooks, as a user runs them
+
+TINY = {"data": "digits", "corruption": "occluded", "epochs": "1", "seeds": "1", "device": "cpu", "reports": "reports", "transformer": VIT, "cnn": "resnet14"}
+FIGURES = {"hakd_fig2": "low pass", "hakd_fig3": "linear CKA", "hakd_fig4": "share of the image"}
+
+
+def papermill(folder, name, **given):
+    "papermill's exit code and output, run in a folder that is not the project's."
+    words = [word for k, v in given.items() for word in ("-p", k, v)]
+    command = [sys.executable, "-m", "papermill", str(TABLES/f"{name}.ipynb"), str(folder/f"{name}.ipynb"), "--no-progress-bar", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    "A folder in which the table was run and then its figures, and what papermill said."
+    folder = tmp_path_factory.mktemp("hakd")
+    said = {"hakd_table1": papermill(folder, "hakd_table1", **TINY | {"loss": "pca_gl,hint"})}
+    with ThreadPoolExecutor(min(3, os.cpu_count())) as pool: said |= dict(zip(FIGURES, pool.map(lambda name: papermill(folder, name, **TINY), FIGURES)))
+    return folder, said
+
+
+def test_the_table_is_trained_and_reported(executed):
+    folder, said = executed
+    assert said["hakd_table1"][0] == 0, said["hakd_table1"][1][-3000:]
+    table, text = pd.read_csv(folder/"reports/hakd_table1/table.csv"), (folder/"reports/hakd_table1/table.md").read_text()
+    assert sorted(table.role) == ["distilled"] * 3 + ["student"] * 2 + ["teacher"] * 2 and (table["last"] > 0).all() and table.gap.isna().all()
+    treatment = table[table.method == "pca_gl"]
+    assert set(treatment.paper) == {36.825} and set(table[table.method == "hint"].paper.dropna()) == {26.65}
+    assert set(table[table.role == "teacher"].paper) == {95.16, 90.0}
+    assert "digits occluded" in text and "nothing here compares with the paper" in text and "Liu et al. 2022" in text
+    runs = [json.loads(path.read_text()) for path in (folder/"reports/hakd_table1/runs").glob("*.json")]
+    assert len(runs) == 6 and len({r["config"]["data"] for r in runs}) == 1
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_uses_the_tables_networks_and_is_reported(executed, name):
+    folder, said = executed
+    assert said[name][0] == 0, said[name][1][-3000:]
+    report = folder/"reports"/name
+    found, text = pd.read_csv(report/"measures.csv"), (report/"table.md").read_text()
+    assert {"pca_gl", "hint", "hint from cnn", "student", "untrained", "cnn"} <= set(found.method) and FIGURES[name] in text
+    keys = {path.stem for path in (folder/"reports/hakd_table1/runs").glob("*.json")}
+    assert set(found.key.dropna()) <= keys and len(keys) == 6      # nothing was trained for it
+    assert list(report.glob("fig_*.png")) and (found.teacher == VIT).all()
+    nb = nbformat.read(folder/f"{name}.ipynb", 4)
+    outputs = [o for c in nb.cells if c.cell_type == "code" for o in c.outputs]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert not any(o.output_type == "stream" and o.name == "stderr" for o in outputs)
+    assert any("6 were found finished" in o.get("text", "") for o in outputs)
+
+
+@pytest.mark.parametrize("name", ["hakd_table1", *FIGURES])
+def test_a_notebook_is_short_and_defines_nothing(name):
+    cells = nbformat.read(TABLES/f"{name}.ipynb", 4).cells
+    assert len(cells) <= 20 and sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
+    for cell in cells:
+        if cell.cell_type == "code": assert not [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+
+
+def test_a_wrong_word_stops_papermill_with_one_sentence(tmp_path):
+    code, output = papermill(tmp_path, "hakd_fig4", **TINY | {"stage": "9"})
+    assert code == 1 and "InputError: stage=9 is not a whole number from 1 to 3." in output
+    assert not list(tmp_path.rglob("runs"))
