@@ -541,9 +541,12 @@ def normalised(s: Tensor, t: Tensor, which: str) -> tuple[Tensor, Tensor]:
             unit(t) if which in ("teacher", "both") else t)
 
 # %% ../../nbs/analysis/75_inside.ipynb #c47
-def reason(form: str, dtype: torch.dtype, s: Tensor, t: Tensor, y: Tensor, tau: float) -> str:
-    "Why a form goes wrong: the way of failing that most anchors meet, or the rounding of scores."
+def reason(form: str, error: float, s: Tensor, t: Tensor, y: Tensor, tau: float) -> str:
+    """Why a form goes wrong: the way of failing that most anchors meet, of the three that are not
+    finite or of the one that is; or the rounding of scores."""
+    dtype = s.dtype
     met = failures(s, t, y, tau, dtype) if form == "naive" else {}
+    met = dict(list(met.items())[slice(3) if math.isnan(error) else slice(3, None)])
     name = max(met, key=met.get, default="")
     if met.get(name): return f"{name} ({met[name]:.0%} of anchors)"
     largest, info = float((t.double() @ s.double().T / tau).abs().max()), torch.finfo(dtype)
@@ -561,7 +564,7 @@ def tried(s: Tensor, t: Tensor, y: Tensor, tau: float = 0.1) -> pd.DataFrame:
             error = outcome(FORMS[form], a, b, y, tau)[1]
             fine = error < 0.04
             found.append((which, form, name, error, "" if fine else
-                          reason(form, PRECISIONS[name], a, b, y, tau)))
+                          reason(form, error, a, b, y, tau)))
     return pd.DataFrame(found, columns=["normalised", "form", "precision", "error", "why"])
 
 # %% ../../nbs/analysis/75_inside.ipynb #c48
