@@ -18,10 +18,9 @@ from torchvision import models as published
 
 from kdnb.analysis.bias import chosen_radii, coverage, printed, shared_stage
 from kdnb.augment import Views
-from kdnb.contract import Out
 from kdnb.data import load_images
-from kdnb.experiments.across import COLUMNS, LOSSES, PRESETS, by_data, numbers, parameters, plan, rows, terms
-from kdnb.experiments.execute import closure, execute, load_net
+from kdnb.experiments.across import COLUMNS, PRESETS, numbers, parameters, plan, rows, terms
+from kdnb.experiments.execute import execute, load_net
 from kdnb.experiments.run import Phase, Run, describe, part
 from kdnb.experiments.train import Learner, Teachers, frozen, train_epoch, views_for
 from kdnb.losses.pca_gl import Neighbourhoods, coins
