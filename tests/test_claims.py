@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from torch import eye
 
 from kdnb.analysis.claims import (CONTRADICTED, DIRECTION, HOLDS, NOT_RUN, OPEN, PROVED, SEPARATE, VERDICTS, claims_table, ledger,
-                                  linked, slips)
-from kdnb.experiments import benchmark, supcon_kd
+                                  linked, selected, slips)
+from kdnb.analysis.inside import DEBIASED, difference_numbers
+from kdnb.experiments import across, benchmark, supcon_kd
+from kdnb.experiments.run import Run, describe, distill
 from kdnb.measures import write_measures
 from kdnb.store import Store
 
@@ -140,6 +143,27 @@ def test_measures_of_runs_that_do_not_compare_change_nothing(tmp_path):
     assert row(tmp_path, "L22").statement == row(tmp_path/"nothing", "L22").statement
 
 
+def across_runs(data, seeds=3):
+    "The runs of hakd's Table 1 on one data set, by what they stand for."
+    preset = across.PRESETS["paper"]
+    nets = {"transformer": preset.transformer, "cnn": preset.cnn, "student": preset.student}
+    images = SimpleNamespace(**vars(IMAGES["cifar10"]) | {"name": data, "note": ""})
+    p = across.Parameters(("pca_gl", "hint"), nets, (images,), "both", "all", preset="paper", seeds=seeds, changes={}, **COMMON)
+    for seed in range(seeds):
+        alone = {role: Run(net, "ce", (p.phase(net),), describe(images), seed, p.protocol, p.precision) for role, net in nets.items()}
+        yield from ((role, "", run) for role, run in alone.items())
+        for loss, teacher in (("pca_gl", "transformer"), ("hint", "cnn")):
+            yield teacher, loss, distill(alone["student"], across.terms(loss, p)[0], alone[teacher])
+
+
+@pytest.mark.parametrize("data, claim, verdict", [("stl10 occluded", "H01", HOLDS), ("stl10 as is", "H01", NOT_RUN),
+                                                  ("fashion_mnist textured", "H04", CONTRADICTED)])
+def test_runs_across_architectures_are_judged_on_their_own_data(tmp_path, data, claim, verdict):
+    for role, loss, run in across_runs(data):
+        finish(tmp_path/"hakd_table1", run, {"pca_gl": 50, "hint": 38}.get(loss, 70) + 0.1 * run.seed)
+    assert row(tmp_path, claim).verdict == verdict
+
+
 def test_paper_runs_go_before_fast_ones(tmp_path):
     gain(tmp_path/"cifar10_supcon", -1.0, "fast")
     gain(tmp_path/"cifar10_supcon", 1.2)
@@ -216,3 +240,10 @@ def test_the_committed_ledger_is_what_the_notebook_writes(tmp_path):
 def test_numbers_of_the_ledger_are_finite():
     book = ledger(ROOT/"reports")
     assert np.isfinite(pd.to_numeric(book.difference[book.difference != ""])).all()
+
+
+def test_the_measures_that_claims_ask_for_are_those_that_reports_have():
+    known = {metric for metric, _ in difference_numbers((eye(3), eye(3)))} | {DEBIASED, "shared nearest 10"}
+    metrics = {cell.what[0] for claim in claims_table("claims").itertuples() for side in (claim.left, claim.right) for part in side.split(" ; ")
+               if part.startswith("run:") for cell in selected(part, claim.paper, []) if cell.what}
+    assert len(metrics) == 3 and metrics <= known

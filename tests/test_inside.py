@@ -76,6 +76,7 @@ def test_a_notebook_measures_draws_and_reports(executed, name):
     figures = list(report.glob("fig_*.png"))
     assert figures and all(f"]({path.name})" in text and path.read_bytes()[:4] == b"\x89PNG" for path in figures)
     trained = found[found.key != ""]
+    assert not set(trained.method) & {"untrained", "other images"}
     assert set(trained.key) <= {path.stem for path in (folder/"reports").glob("*/runs/*.json")}
     outputs = [o for c in nbformat.read(folder/f"{name}.ipynb", 4).cells if c.cell_type == "code" for o in c.outputs]
     assert sum("image/png" in o.get("data", {}) for o in outputs) == len(figures)

@@ -9,9 +9,9 @@ __all__ = ['PROBE', 'PAPERS', 'EQUAL', 'HOLDS', 'FAILS', 'UNKNOWN', 'SEPARATE', 
            'plain', 'alike', 'rivals', 'couples', 'couple_name', 'each', 'mean_of', 'gains', 'relative', 'largest',
            'contrasts', 'closest', 'digits_of', 'inside', 'errors', 'told_values', 'equal_verdict', 'several_verdict',
            'verdict', 'protocol_of', 'Trial', 'trial', 'inner', 'gathered', 'evidence', 'seedless', 'spec_of', 'asked',
-           'fits', 'runs_of', 'samples', 'collapse_verdict', 'judged', 'estimate', 'planned', 'runs_text',
-           'claims_table', 'proofs', 'sentence', 'row_of', 'ledger', 'shared', 'shown', 'slips', 'linked', 'ours',
-           'readable_claims', 'figure_verdicts', 'claims_text', 'write_claims', 'reports_folder']
+           'fits', 'as_run', 'on_its_data', 'runs_of', 'samples', 'collapse_verdict', 'judged', 'estimate', 'planned',
+           'runs_text', 'claims_table', 'proofs', 'sentence', 'row_of', 'ledger', 'shared', 'shown', 'slips', 'linked',
+           'ours', 'readable_claims', 'figure_verdicts', 'claims_text', 'write_claims', 'reports_folder']
 
 # %% ../../nbs/analysis/80_claims.ipynb #c2
 import itertools
@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..experiments import across
 from ..experiments.benchmark import Pair, terms, trainings
 from ..experiments.run import BENCHMARK_EPOCHS, part
 from ..figures import COLOURS, STYLE
@@ -416,9 +417,10 @@ def spec_of(cell: Cell) -> str:
 @lru_cache(maxsize=None)
 def asked(cell: Cell, protocol: str) -> list[dict]:
     "The options that each loss of a cell has in its table, or those that the cell asks for."
-    spec = spec_of(cell)
-    if cell.paper == "lee2025":
-        return [dict(part(name, 1.0, given).options) for name, given in parsed(spec)]
+    spec, own = spec_of(cell), across.OPTIONS if cell.paper == "hakd" else {}
+    if cell.paper in ("lee2025", "hakd"):
+        return [dict(part(name, 1.0, own.get(name, {}) | given).options)
+                for name, given in parsed(spec)]
     pair = Pair(cell.teacher, cell.student)
     ways = trainings(spec, pair)
     way = next((w for names, w in ways.items() if protocol in names.split(" and ")), None)
@@ -442,11 +444,28 @@ def fits(cell: Cell, config: dict, protocol: str) -> bool:
                asked(cell, protocol)) for k, v in options.items())
 
 # %% ../../nbs/analysis/80_claims.ipynb #c48
+def as_run(cell: Cell) -> Cell:
+    "A cell of hakd with the networks that stand for the paper's, and what the paper leaves out."
+    if cell.paper != "hakd": return cell
+    nets = {name: getattr(across.PRESETS["paper"], role) for role, name in across.IN_PAPER.items()}
+    return replace(cell, teacher=nets.get(cell.teacher, cell.teacher), teacher_objective="ce",
+                   student=nets.get(cell.student, cell.student))
+
+
+def on_its_data(cell: Cell, config: dict) -> bool:
+    "Whether the images of a run were spoilt as a cell of hakd says."
+    words = [across.WORD[kind] for kind, text in across.SETTING.items()
+             if text in cell.setting.split(";")]
+    return all(f" {word} " in config["data"] for word in words)
+
+
 def runs_of(cell: Cell, runs: dict, preset: str, protocol: str) -> dict[int, Trial]:
     "A cell's runs under a protocol, by seed: of several weights those of the one with most seeds."
+    cell = as_run(cell)
     net, ways = cell.teacher if cell.method == "teacher" else cell.student, {}
     for one in runs.get((preset, cell.dataset.split("->")[0], net, *cell.what), []):
-        if {protocol, "teachers"} & set(one.protocols) and fits(cell, one.config, protocol):
+        if ({protocol, "teachers"} & set(one.protocols) and fits(cell, one.config, protocol)
+                and on_its_data(cell, one.config)):
             ways.setdefault(one.way, {})[one.seed] = one
     def rank(trials): return len(trials), np.mean([one.validation for one in trials.values()])
     return max(ways.values(), key=rank, default={})

@@ -100,8 +100,9 @@ class TimmTransformer(nn.Module):
 # %% ../../nbs/models/80_pretrained.ipynb #c11
 def timm_file(name: str, weights: str) -> Path:
     "The published file of timm's weights, downloaded once; `InputError` where it cannot be had."
+    from huggingface_hub import hf_hub_url  # timm's own, and as slow to import
     made = library().get_pretrained_cfg(f"{TIMM[name]}.{weights}")
-    url = f"https://huggingface.co/{made.hf_hub_id}/resolve/main/model.safetensors"
+    url = hf_hub_url(made.hf_hub_id, "model.safetensors")
     path = Path(torch.hub.get_dir(), "checkpoints", f"{made.hf_hub_id.split('/')[-1]}.safetensors")
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
