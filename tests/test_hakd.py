@@ -16,12 +16,11 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as tv
 from torchvision import models as published
 
-from kdnb.analysis.bias import chosen_radii, coverage, printed
+from kdnb.analysis.bias import chosen_radii, coverage, printed, shared_stage
 from kdnb.augment import Views
-from kdnb.contract import Out
 from kdnb.data import load_images
-from kdnb.experiments.across import COLUMNS, LOSSES, PRESETS, by_data, numbers, parameters, plan, rows, terms
-from kdnb.experiments.execute import closure, execute, load_net
+from kdnb.experiments.across import COLUMNS, PRESETS, numbers, parameters, plan, rows, terms
+from kdnb.experiments.execute import execute, load_net
 from kdnb.experiments.run import Phase, Run, describe, part
 from kdnb.experiments.train import Learner, Teachers, frozen, train_epoch, views_for
 from kdnb.losses.pca_gl import Neighbourhoods, coins
@@ -308,7 +307,11 @@ def test_a_notebook_is_short_and_defines_nothing(name):
         if cell.cell_type == "code": assert not [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
 
 
-def test_a_wrong_word_stops_papermill_with_one_sentence(tmp_path):
-    code, output = papermill(tmp_path, "hakd_fig4", **TINY | {"stage": "9"})
-    assert code == 1 and "InputError: stage=9 is not a whole number from 1 to 3." in output
-    assert not list(tmp_path.rglob("runs"))
+FIGURE_WRONG = [(chosen_radii, "1,two", "not numbers"), (chosen_radii, "1,-1", "not numbers"), (shared_stage, 9, "stage=9"), (shared_stage, 0, "stage=0"), (shared_stage, True, "stage=True")]
+
+
+@pytest.mark.parametrize("check,value,says", FIGURE_WRONG)
+def test_a_wrong_value_of_a_figure_is_one_sentence(tmp_path, images, check, value, says):
+    p = parameters(data="digits", corruption="none", device="cpu", reports=str(tmp_path))
+    with pytest.raises(InputError) as caught: check(value, images if check is chosen_radii else p)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
