@@ -276,7 +276,8 @@ def rows(p: Parameters) -> list[Row]:
             found.append(Row("table1", "student", "student", "Student alone", "", student, **here))
             for teacher in (trio["transformer"], trio["cnn"]):
                 found.append(Row("table1", "teacher", "teacher", teacher, teacher, **here))
-                found += [Row("table1", "distilled", spec, name, teacher, student, **here)
+                found += [Row("table1", "distilled", spec, name, teacher, student,
+                              "" if "@" in spec else setting, WORD[kind])
                           for spec, name in LOSSES.items()]
     return found
 
