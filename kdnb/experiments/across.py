@@ -236,12 +236,13 @@ def plan(p: Parameters) -> list[Run]:
 def run_all(
     p: Parameters,
     weights: bool = False,  # the networks are wanted, too
+    live: bool = True,      # show progress
 ) -> dict[str, dict]:
     "Trains what is missing on every data set; gives all results of the plan, by key."
     results = {}
     for one in p.each():
         results |= execute(plan(one), one.images, p.store, p.force, about(one), speed=p.speed,
-                           board=p.board, weights=weights)
+                           board=p.board, weights=weights, live=live)
     return results
 
 # %% ../../nbs/experiments/60_across.ipynb #c19
