@@ -236,12 +236,13 @@ def plan(p: Parameters) -> list[Run]:
 def run_all(
     p: Parameters,
     weights: bool = False,  # the networks are wanted, too
+    live: bool = True,      # show progress
 ) -> dict[str, dict]:
     "Trains what is missing on every data set; gives all results of the plan, by key."
     results = {}
     for one in p.each():
         results |= execute(plan(one), one.images, p.store, p.force, about(one), speed=p.speed,
-                           board=p.board, weights=weights)
+                           board=p.board, weights=weights, live=live)
     return results
 
 # %% ../../nbs/experiments/60_across.ipynb #c19
@@ -276,7 +277,8 @@ def rows(p: Parameters) -> list[Row]:
             found.append(Row("table1", "student", "student", "Student alone", "", student, **here))
             for teacher in (trio["transformer"], trio["cnn"]):
                 found.append(Row("table1", "teacher", "teacher", teacher, teacher, **here))
-                found += [Row("table1", "distilled", spec, name, teacher, student, **here)
+                found += [Row("table1", "distilled", spec, name, teacher, student,
+                              "" if "@" in spec else setting, WORD[kind])
                           for spec, name in LOSSES.items()]
     return found
 
