@@ -51,7 +51,7 @@ def test_a_row_is_trained_and_reported(trained):
     assert table[(table.method == "gram") & (table.objective == "supcon")].paper.item() == 94.37
     text = (report/"table.md").read_text()
     assert "nothing here compares with the paper" in text and "Gram KD" in text and "convention" in text
-    assert len(list(report.glob("fig_*.png"))) == 2
+    assert len(list(report.glob("fig_*.png"))) == 3
     assert "classify 1/1" in output, "a line per epoch reaches papermill's output"
 
 
