@@ -56,15 +56,16 @@ def asked(
     torch.use_deterministic_algorithms(flag("deterministic", deterministic))
     changes = {name: whole(name, value) for name, value in (("epochs", epochs), ("batch", batch))
                if value is not None}
+    found = {"preset": preset, "alpha": None if alpha is None else positive("alpha", alpha),
+             "seeds": presets[preset].seeds if seeds is None else whole("seeds", seeds),
+             "changes": changes, "precision": precision, "device": where,
+             "force": flag("force", force),
+             "speed": Speed(flag("compiled", compiled), whole("streams", streams)),
+             "board": Board(folder("tensorboard", tensorboard, None) if tensorboard else None)}
     place = folder("reports", reports, os.environ.get("KDNB_REPORTS") or ROOT/"reports")
-    store = Store(place/table)
-    store.results()  # a damaged one is named now
-    return {"preset": preset, "alpha": None if alpha is None else positive("alpha", alpha),
-            "seeds": presets[preset].seeds if seeds is None else whole("seeds", seeds),
-            "changes": changes, "precision": precision, "device": where, "store": store,
-            "force": flag("force", force),
-            "speed": Speed(flag("compiled", compiled), whole("streams", streams)),
-            "board": Board(folder("tensorboard", tensorboard, None) if tensorboard else None)}
+    store = Store(place/table)  # the last, since it makes its folder
+    store.results()
+    return found | {"store": store}
 
 # %% ../../nbs/experiments/36_asked.ipynb #c10
 OF_ROW = {"weight": positive, "batch": whole}
