@@ -33,16 +33,16 @@ class StripLogSumExp(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor):
-        a, b, lse = ctx.saved_tensors
-        to_a, to_b = torch.empty_like(a), torch.zeros_like(b)
+        (a, b, lse), (for_a, for_b, _) = ctx.saved_tensors, ctx.needs_input_grad
+        to_a, to_b = torch.empty_like(a) if for_a else None, torch.zeros_like(b) if for_b else None
         strip, scaled = a.new_empty(min(STRIP, len(a)), len(b)), ctx.c * a
         for i in range(0, len(a), STRIP):
             rows = slice(i, i + STRIP)
             out = strip[:len(a[rows])]
             p = torch.addmm(lse[rows, None], scaled[rows], b.T, beta=-1, out=out).exp_()
-            torch.mm(p, b, out=to_a[rows])
-            to_b.addmm_(p.T, scaled[rows] * g[rows, None])
-        return to_a.mul_(ctx.c * g[:, None]), to_b, None
+            if for_a: torch.mm(p, b, out=to_a[rows])
+            if for_b: to_b.addmm_(p.T, scaled[rows] * g[rows, None])
+        return to_a.mul_(ctx.c * g[:, None]) if for_a else None, to_b, None
 
 # %% ../nbs/core/22_scores.ipynb #c7
 def row_logsumexp(
