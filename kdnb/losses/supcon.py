@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..contract import VectorTerm, full_precision
 from ..registry import losses, one_of, positive
-from ..scores import row_logsumexp
+from ..scores import mean_contrast
 
 # %% ../../nbs/losses/40_supcon.ipynb #c7
 def own_class(
@@ -43,7 +43,7 @@ def supcon_loss(
 ) -> Tensor:            # a scalar
     "Mean cross-entropy of each teacher's softmax over students against its class (lee2025, Eq. 5)."
     pull = (t * class_means(s, y)).sum(1) / tau
-    return (row_logsumexp(t, s, 1 / tau) - pull).mean()
+    return mean_contrast(t, s, pull, 1 / tau)
 
 # %% ../../nbs/losses/40_supcon.ipynb #c14
 def supcon_floor(
