@@ -182,7 +182,7 @@ def digest(path: Path) -> bytes:
         together.update(file.relative_to(path).as_posix().encode() + b"\0" + inner)
     return together.digest()
 
-
+# %% ../nbs/core/30_data.ipynb #e0
 def decoded(source: Source, read, files: dict[str, list[Path]]) -> Images:
     "A data set from its files through `read`, or from the copy that an earlier call left in cache."
     mark = hashlib.sha256(b"".join(digest(path) for paths in files.values() for path in paths))

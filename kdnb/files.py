@@ -233,7 +233,7 @@ def read_folders(paths: list[Path], source: Source) -> tuple[np.ndarray, np.ndar
     x = decode_all(images, lambda i: str(images[i]), source.shape)
     return x, np.array([number[wnid] for wnid in files.values()], np.int64)
 
-
+# %% ../nbs/core/28_files.ipynb #e0
 def by_class(folder: Path) -> dict[Path, str]:
     "The images under folders of classes, and the class of each."
     files = sorted(folder.rglob("*.JPEG"))

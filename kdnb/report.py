@@ -424,7 +424,7 @@ def figure_over(table: pd.DataFrame, title: str):
             fig.legend(loc="outside lower center", ncol=2)
     return fig
 
-
+# %% ../nbs/core/60_report.ipynb #e0
 def over_line(ax, r: pd.Series, name: str, y: float):
     "Draws one difference with its interval, where there is one."
     mean, low, high, p = (r[f"over {name}{end}"] for end in ("", " low", " high", " p"))
@@ -572,7 +572,7 @@ READING = (
     "processor on a CPU, of the clock on a GPU, per run; runs trained in lockstep share their "
     "common time in proportion to their networks' work.")
 
-
+# %% ../nbs/core/60_report.ipynb #e1
 def top_notes(parts: dict[str, dict]) -> list[str]:
     "What a reader must know about the data of all sections, each note once."
     where = {}

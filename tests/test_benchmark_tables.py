@@ -2,8 +2,6 @@
 import ast
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from kdnb.experiments.benchmark import ASSISTANTS, METHODS, OTHER, SAME, TABLES, parameters, plan, refusal, rows
 from kdnb.registry import InputError, losses, models
 from kdnb.report import paper_cell, paper_numbers
+from notebooks import papermill
 
 TABLES_FOLDER = Path(__file__).resolve().parents[1]/"nbs/tables"
 TINY = {"data": "digits", "epochs": "1", "device": "cpu", "reports": "reports", "pair": "resnet14-resnet8"}
@@ -21,14 +20,6 @@ ROWS = {"ckd_table1": "kd,ckd,takd", "ckd_table6": "ckd@positives=class,crd", "c
         "ckd_fig8": "ckd@batch=32,ckd@batch=128", "ckd_fig9": "kd,crd", "dcd_table1": "ab,dcd,crd+kd", "dcd_fig4": "dcd@alpha=0,dcd+kd",
         "dcd_fig5": "dcd@alpha=0.5@weight=1,dcd@alpha=5@weight=1", "supcrd": "supcrd,supcrd_lw@variant=f"}
 PAIRS = {"ckd_table1": "resnet56-resnet20"}
-
-
-def papermill(folder, table, **given):
-    "papermill's exit code and output, run in a folder that is not the project's."
-    arguments = [word for name, value in given.items() for word in ("-p", name, value)]
-    command = [sys.executable, "-m", "papermill", str(TABLES_FOLDER/f"{table}.ipynb"), str(folder/f"{table}.ipynb"), "--no-progress-bar", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

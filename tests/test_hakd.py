@@ -2,8 +2,6 @@
 import ast
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +26,7 @@ from kdnb.models.pretrained import Adapted, Expected, expected, network
 from kdnb.registry import InputError, losses
 from kdnb.report import paper_cell, paper_numbers
 from kdnb.store import Store
+from notebooks import papermill
 
 TABLES = Path(__file__).resolve().parents[1]/"nbs/tables"
 VIT = "vit_tiny_4@image_size=8"
@@ -250,14 +249,6 @@ def test_coverage_and_radii(images):
 
 TINY = {"data": "digits", "corruption": "occluded", "epochs": "1", "seeds": "1", "device": "cpu", "reports": "reports", "transformer": VIT, "cnn": "resnet14"}
 FIGURES = {"hakd_fig2": "low pass", "hakd_fig3": "linear CKA", "hakd_fig4": "share of the image"}
-
-
-def papermill(folder, name, **given):
-    "papermill's exit code and output, run in a folder that is not the project's."
-    words = [word for k, v in given.items() for word in ("-p", k, v)]
-    command = [sys.executable, "-m", "papermill", str(TABLES/f"{name}.ipynb"), str(folder/f"{name}.ipynb"), "--no-progress-bar", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

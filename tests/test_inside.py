@@ -1,8 +1,6 @@
 "The figures and tables that look inside networks, run as a user runs them at a tiny size, and their numbers computed a second time."
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from kdnb.experiments.benchmark import about, parameters, plan
 from kdnb.experiments.execute import execute
 from kdnb.measures import COLUMNS, read_measures
 from kdnb.registry import InputError, models
+from notebooks import papermill
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"data": "digits", "epochs": "1", "seeds": "1", "device": "cpu", "reports": "reports"}
@@ -40,20 +39,14 @@ CONTROLS = {"lee2025_fig2": {"student", "untrained", "other images"}, "lee2025_t
             "dcd_table2": {"student", "teacher", "untrained"}, "ckd_fig10": {"student", "untrained"}}
 
 
-def papermill(folder, name, **given):
-    "Executes a notebook in a folder that is not the project's; gives what it said where it failed."
-    command = [sys.executable, "-m", "papermill", str(ROOT/f"nbs/tables/{name}.ipynb"), f"{name}.ipynb", "--no-progress-bar"]
-    for k, v in given.items(): command += ["-p", k, str(v)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-    return done.stdout + done.stderr if done.returncode else ""
-
-
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     "A folder in which every notebook was run, and what papermill said."
     folder, said = tmp_path_factory.mktemp("inside"), {}
     def run(chain):
-        for name, given in chain.items(): said[name] = papermill(folder, name, **TINY | given)
+        for name, given in chain.items():
+            code, output = papermill(folder, name, **TINY | given)
+            said[name] = output if code else ""
     with ThreadPoolExecutor(min(2, os.cpu_count())) as pool: list(pool.map(run, CHAINS))
     return folder, said
 
@@ -297,7 +290,7 @@ def test_grad_cam_equals_the_library():
 # what is refused
 
 def test_papermill_stops_at_another_tables_parameter_before_training(tmp_path):
-    said = papermill(tmp_path, "lee2025_table5", **TINY | {"loss": "gram"})
+    _, said = papermill(tmp_path, "lee2025_table5", **TINY | {"loss": "gram"})
     assert "InputError: unknown parameter 'loss'" in said and not list(tmp_path.rglob("*.json"))
 
 

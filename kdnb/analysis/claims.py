@@ -38,7 +38,7 @@ from ..store import digest_of, read_result, write_whole
 # %% ../../nbs/analysis/80_claims.ipynb #c5
 PROBE = "linear probe, batch normalisation frozen"  # as the report of dcd's Table 2 calls it
 
-
+# %% ../../nbs/analysis/80_claims.ipynb #e0
 @dataclass(frozen=True)
 class Cell:
     "A number of a paper, or one that a run would give."
@@ -367,7 +367,7 @@ def trial(record: dict, path: str) -> Trial | None:
     return Trial(config, protocols, preset, digest_of(seedless(config)), score,
                  validated[-1] if validated else np.nan, path)
 
-
+# %% ../../nbs/analysis/80_claims.ipynb #e1
 def inner(trials: list[Trial], measures: pd.DataFrame, path: str) -> list[Trial]:
     "What was measured inside the networks of trials: of probes percent, of others hundredths."
     runs, rows = {Path(one.path).stem: one for one in trials}, measures.dropna(subset="value")

@@ -382,7 +382,7 @@ def neighbour_numbers(c: Compared, x: Tensor, k: int = 10) -> dict:
                               outputs(c.teacher, x, "embedding"), k)
     return {(f"shared nearest {k}", "embedding"): share}
 
-
+# %% ../../nbs/analysis/75_inside.ipynb #e0
 def figure_embeddings(
     nets: list[Compared], images: Images, perplexity: float = 30.0, k: int = 10,
 ):
@@ -426,7 +426,7 @@ def checked_stage(stage, p) -> int:
     least = min(len(empty_output(net, p.images.shape, len(p.images.classes)).maps) for net in nets)
     return between("stage", stage, 1, least)
 
-
+# %% ../../nbs/analysis/75_inside.ipynb #e1
 def figure_maps(nets: list[Compared], images: Images, stage: int, count: int = 5):
     "The first test images, and what speaks for their label in each network of the first seed."
     nets, = first(nets)
@@ -463,7 +463,7 @@ def halves(images: Images) -> tuple[Images, Images]:
 
 TARGETS = ("stl10", "tiny_imagenet")  # dcd's
 
-
+# %% ../../nbs/analysis/75_inside.ipynb #e2
 def transfer(
     p,             # checked parameters of a table of the benchmark
     target="auto", # data sets with commas; auto: `TARGETS`, or the digits' other half

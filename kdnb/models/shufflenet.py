@@ -80,7 +80,7 @@ class Halves(nn.Module):
         y = self.layers(y)
         return shuffle(torch.cat([kept, F.relu(y)], 1), 2), torch.cat([kept, y], 1)
 
-
+# %% ../../nbs/models/50_shufflenet.ipynb #e0
 class Paths(nn.Module):
     "The whole input through two paths, which halve the map and end in half of the width each."
     def __init__(self, inputs: int, width: int):

@@ -34,7 +34,7 @@ def as_map(
     shown = x[:, 1:].mT.unflatten(2, size)
     return shown, torch.cat([x[:, :1], shown.flatten(2).mT], 1)
 
-
+# %% ../../nbs/models/70_vit.ipynb #e0
 class Transformer(nn.Module):
     "torchvision's vision transformer, block by block, with the outputs of the contract."
     def __init__(self,
