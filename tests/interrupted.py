@@ -3,9 +3,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import kdnb.experiments.execute as module
-from kdnb.data import load_images
-from kdnb.experiments.run import Phase, Run, describe, part
+import kdnb.engine.execute as module
+from kdnb.data.images import load_images
+from kdnb.engine.run import Phase, Run, describe, part
 from kdnb.store import Store
 
 images = load_images("digits").split(validation=100, train=512, test=100)

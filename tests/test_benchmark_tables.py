@@ -9,9 +9,9 @@ import nbformat
 import pandas as pd
 import pytest
 
-from kdnb.experiments.benchmark import ASSISTANTS, METHODS, OTHER, SAME, TABLES, parameters, plan, refusal, rows
+from kdnb.experiments.crd_benchmark import ASSISTANTS, METHODS, OTHER, SAME, TABLES, parameters, plan, refusal, rows
 from kdnb.registry import InputError, losses, models
-from kdnb.report import paper_cell, paper_numbers
+from kdnb.report.cells import paper_cell, paper_numbers
 from notebooks import papermill
 
 TABLES_FOLDER = Path(__file__).resolve().parents[1]/"nbs/tables"

@@ -16,8 +16,8 @@ from kdnb.analysis.claims import (CONTRADICTED, DIRECTION, HOLDS, NOT_RUN, OPEN,
                                   linked, selected, slips)
 from kdnb.analysis.inside import DEBIASED, difference_numbers
 from kdnb.experiments import across, benchmark, supcon_kd
-from kdnb.experiments.run import Run, describe, distill
-from kdnb.measures import write_measures
+from kdnb.engine.run import Run, describe, distill
+from kdnb.report.measures import write_measures
 from kdnb.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,9 +14,9 @@ import torch
 import torchvision
 from PIL import Image
 
-import kdnb.data as data
-import kdnb.files as files
-from kdnb.files import CIFAR10, CIFAR100, FASHION_MNIST, STL10, TINY_IMAGENET
+import kdnb.data.images as data
+import kdnb.data.files as files
+from kdnb.data.files import CIFAR10, CIFAR100, FASHION_MNIST, STL10, TINY_IMAGENET
 from kdnb.registry import InputError
 
 rng = np.random.default_rng(0)

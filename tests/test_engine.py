@@ -8,13 +8,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import kdnb.experiments.execute as module
-from kdnb.augment import Views
-from kdnb.data import load_images
-from kdnb.experiments.execute import Speed, enumerate_views, execute, load_net
-from kdnb.experiments.run import Phase, Run, describe, part
-from kdnb.experiments.train import Learner, Teachers, drawn_as, frozen, restore, state, train_epoch, views_for
-from kdnb.progress import Board
+import kdnb.engine.execute as module
+from kdnb.data.views import Views
+from kdnb.data.images import load_images
+from kdnb.engine.execute import Speed, enumerate_views, execute, load_net
+from kdnb.engine.run import Phase, Run, describe, part
+from kdnb.engine.train import Learner, Teachers, drawn_as, frozen, restore, state, train_epoch, views_for
+from kdnb.engine.progress import Board
 from kdnb.registry import InputError, losses, models
 from kdnb.store import Store
 

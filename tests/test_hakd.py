@@ -15,16 +15,16 @@ import torchvision.transforms.v2.functional as tv
 from torchvision import models as published
 
 from kdnb.analysis.bias import chosen_radii, coverage, printed, shared_stage
-from kdnb.augment import Views
-from kdnb.data import load_images
-from kdnb.experiments.across import COLUMNS, PRESETS, numbers, parameters, plan, rows, terms
-from kdnb.experiments.execute import execute, load_net
-from kdnb.experiments.run import Phase, Run, describe, part
-from kdnb.experiments.train import Learner, Teachers, frozen, train_epoch, views_for
+from kdnb.data.views import Views
+from kdnb.data.images import load_images
+from kdnb.experiments.hakd import COLUMNS, PRESETS, numbers, parameters, plan, rows, terms
+from kdnb.engine.execute import execute, load_net
+from kdnb.engine.run import Phase, Run, describe, part
+from kdnb.engine.train import Learner, Teachers, frozen, train_epoch, views_for
 from kdnb.losses.pca_gl import Neighbourhoods, coins
 from kdnb.models.pretrained import Adapted, Expected, expected, network
 from kdnb.registry import InputError, losses
-from kdnb.report import paper_cell, paper_numbers
+from kdnb.report.cells import paper_cell, paper_numbers
 from kdnb.store import Store
 from notebooks import papermill
 

@@ -18,10 +18,10 @@ from kdnb.analysis.inside import (DEBIASED, EXACT, OtherImages, between, block_l
                                   normalisation_specs, outputs, probe_numbers, rows_of, teachers, transfer, tried, untrained)
 from kdnb.analysis.small import plain
 from kdnb.analysis.transfer import PROBE
-from kdnb.data import load_images, resized
-from kdnb.experiments.benchmark import about, parameters, plan
-from kdnb.experiments.execute import execute
-from kdnb.measures import COLUMNS, read_measures
+from kdnb.data.images import load_images, resized
+from kdnb.experiments.crd_benchmark import about, parameters, plan
+from kdnb.engine.execute import execute
+from kdnb.report.measures import COLUMNS, read_measures
 from kdnb.registry import InputError, models
 from notebooks import papermill
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kdnb.files import write_shard
-from kdnb.experiments.supcon_kd import parameters
+from kdnb.data.files import write_shard
+from kdnb.experiments.lee2025 import parameters
 from kdnb.registry import InputError, losses
 
 ROOT = Path(__file__).resolve().parents[1]

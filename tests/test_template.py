@@ -19,7 +19,7 @@ def test_a_loss_from_the_template_needs_one_new_notebook(tmp_path):
     script = ("from nbdev.doclinks import nbdev_export; nbdev_export()\n"
               "import kdnb; assert kdnb.__file__.startswith(__import__('os').getcwd()), kdnb.__file__\n"
               "from kdnb.registry import losses; from kdnb.checks import check_loss\n"
-              "from kdnb.experiments.supcon_kd import parameters, plan\n"
+              "from kdnb.experiments.lee2025 import parameters, plan\n"
               "p = parameters(loss='l1', data='digits', seeds=1, reports='r', device='cpu')\n"
               "print(check_loss('l1'), sum(run.method == 'l1' for run in plan(p)))")
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import kdnb.experiments.execute as module
+import kdnb.engine.execute as module
 from interrupted import images, small_plan
-from kdnb.experiments.execute import closure, execute
+from kdnb.engine.execute import closure, execute
 from kdnb.registry import InputError
 from kdnb.store import Store, read_tensors
 

@@ -21,13 +21,13 @@ from .inside import (BASES, DEBIASED, Compared, between, cka_of, class_maps,
                                   compared, figure_layers, figure_maps, figure_stages, look,
                                   rows_of, shuffled, teachers, untrained)
 from .small import plain
-from ..data import Images
-from ..experiments.across import Parameters, plan, shapes
-from ..figures import STYLE
-from ..measures import measured, pivoted
+from ..data.images import Images
+from ..experiments.hakd import Parameters, plan, shapes
+from ..style import STYLE
+from ..report.measures import measured, pivoted
 from ..parameters import words
 from ..registry import InputError, literal
-from ..report import markdown, paper_numbers, slug
+from ..report.cells import markdown, paper_numbers, slug
 
 # %% ../../nbs/analysis/77_bias.ipynb #c5
 def cast(

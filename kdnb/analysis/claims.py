@@ -25,14 +25,14 @@ import numpy as np
 import pandas as pd
 
 from ..experiments import across
-from ..experiments.benchmark import Pair, terms, trainings
-from ..experiments.run import BENCHMARK_EPOCHS, part
-from ..figures import COLOURS, STYLE
-from ..measures import read_measures
-from ..paired import detectable, interval, seeds_needed
+from ..experiments.crd_benchmark import Pair, terms, trainings
+from ..engine.run import BENCHMARK_EPOCHS, part
+from ..style import COLOURS, STYLE
+from ..report.measures import read_measures
+from ..report.paired import detectable, interval, seeds_needed
 from ..parameters import folder
 from ..registry import losses, parsed
-from ..report import DASH, ROOT, markdown, pair_of, png, root, told
+from ..report.cells import DASH, ROOT, markdown, pair_of, png, root, told
 from ..store import digest_of, read_result, write_whole
 
 # %% ../../nbs/analysis/80_claims.ipynb #c5

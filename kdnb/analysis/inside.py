@@ -34,17 +34,17 @@ from .small import plain
 from .transfer import linear_probe, only
 from .tsne import shared_neighbours, tsne
 from ..contract import NORMALIZE, full_precision, paired, same_size, unit
-from ..data import DATA, Images, load_images, resized
-from ..experiments.benchmark import PRESETS, empty_output
-from ..experiments.execute import load_net
-from ..experiments.run import Run
-from ..figures import COLOURS, LINES, MARKERS, STYLE
+from ..data.images import DATA, Images, load_images, resized
+from ..experiments.crd_benchmark import PRESETS, empty_output
+from ..engine.execute import load_net
+from ..engine.run import Run
+from ..style import COLOURS, LINES, MARKERS, STYLE
 from ..losses.supcon import supcon_loss, supcon_naive
-from ..measures import measured
+from ..report.measures import measured
 from ..parameters import words
 from ..models.pretrained import network
 from ..registry import InputError, one_of, parsed, unknown
-from ..report import Row, fit, mean_sd, pair_of, paper_numbers, sections
+from ..report.cells import Row, fit, mean_sd, pair_of, paper_numbers, sections
 
 # %% ../../nbs/analysis/75_inside.ipynb #c5
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from ..augment import Views
-from ..data import Images
-from ..experiments.run import Part, Phase, Run, describe
-from ..experiments.train import Learner, Teachers, frozen, train_epoch, views_for
+from ..data.views import Views
+from ..data.images import Images
+from ..engine.run import Part, Phase, Run, describe
+from ..engine.train import Learner, Teachers, frozen, train_epoch, views_for
 
 # %% ../../nbs/analysis/05_small.ipynb #c5
 def train_small(

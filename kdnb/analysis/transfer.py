@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .small import plain
-from ..data import Images, fingerprint
-from ..experiments.run import Phase
-from ..experiments.train import batches
+from ..data.images import Images, fingerprint
+from ..engine.run import Phase
+from ..engine.train import batches
 
 # %% ../../nbs/analysis/50_transfer.ipynb #c5
 PROBE = Phase("linear", 120, 64, 0.05, shape="step", cuts=(0.25, 0.5, 0.75), nesterov=False)

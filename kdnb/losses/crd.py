@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..augment import chance, uniforms
+from ..data.views import chance, uniforms
 from ..contract import EmbeddedTerm, Out, full_precision, unit
 from ..registry import InputError, losses, positive, whole
 

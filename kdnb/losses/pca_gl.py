@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..augment import chance, mix
+from ..data.views import chance, mix
 from ..contract import MapTerm, Out, full_precision
 from ..registry import InputError, losses, one_of, whole
 

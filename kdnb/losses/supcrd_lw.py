@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..augment import chance
+from ..data.views import chance
 from ..contract import Out, VectorTerm, full_precision
 from .supcrd import lse_of
 from ..registry import InputError, losses, one_of, positive

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision import models as published
 
 from ..contract import Out
-from ..data import Images
+from ..data.images import Images
 from .torchvision import NAMES
 from .vit import as_map
 from ..registry import InputError, models, parsed, unknown, whole
