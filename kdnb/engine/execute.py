@@ -6,8 +6,8 @@
 __all__ = ['COST', 'CACHE', 'CHECKPOINT', 'flops', 'costs', 'image_cost', 'work', 'about_weights', 'check_accuracy', 'load_net',
            'cache_path', 'cache_of', 'enumerate_views', 'epochs_asked', 'teachers_of', 'keep_caches', 'Speed', 'How',
            'determined', 'Stopped', 'Stop', 'Session', 'training', 'record_of', 'keep', 'save_checkpoint', 'start',
-           'checkpoint', 'together', 'groups', 'members', 'line', 'report_epoch', 'epoch_of', 'train_group',
-           'out_of_memory', 'train', 'too_large', 'check_pairs', 'work_off', 'summary_line', 'execute']
+           'checkpoint', 'together', 'groups', 'members', 'line', 'curves_of', 'report_epoch', 'epoch_of',
+           'train_group', 'out_of_memory', 'train', 'too_large', 'check_pairs', 'work_off', 'summary_line', 'execute']
 
 # %% ../../nbs/engine/70_execute.ipynb #c2
 import signal
@@ -341,15 +341,22 @@ def line(group: list[Learner], records: list[dict], seconds: float) -> str:
             + (f"; diverged: {', '.join(lost)}" if lost else ""))
 
 # %% ../../nbs/engine/70_execute.ipynb #c56
+def curves_of(record: dict) -> dict[str, float]:
+    "Gives an epoch's numbers by name, such as \"test top1\", for curves."
+    found = {f"{part} {name}": value for part in ("val", "test")
+             for name, value in (record.get(part) or {}).items()}
+    return found if record["loss"] is None else found | {"loss": record["loss"]}
+
+# %% ../../nbs/engine/70_execute.ipynb #c58
 def report_epoch(group: list[Learner], records: list[dict], session: Session, began: float):
     "Tells of an epoch: in the log, in the curves and on the board."
     for l, record in zip(group, records):
-        session.how.board.add(l.run.label, len(l.history), record)
+        session.how.board.add(l.run.label, len(l.history), curves_of(record))
     points = {l.run.label: (len(l.history), r["val"]["top1"]) for l, r in zip(group, records)
               if r.get("val")}
     session.progress.epoch(line(group, records, time.monotonic() - began), points)
 
-# %% ../../nbs/engine/70_execute.ipynb #c57
+# %% ../../nbs/engine/70_execute.ipynb #c59
 def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, streams):
     "Takes a group through its epoch; keeps what is finished."
     kind, began = group[0].current.kind, time.monotonic()
@@ -364,7 +371,7 @@ def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, 
         if learner.done: keep(learner, session)
     session.progress.end(sum(learner.done for learner in group))
 
-# %% ../../nbs/engine/70_execute.ipynb #c58
+# %% ../../nbs/engine/70_execute.ipynb #c60
 def train_group(group: list[Learner], session: Session, teachers: Teachers):
     "Trains a group to its end, writing checkpoints and results."
     streams, views = session.how.speed.prepare(group, teachers), {}
@@ -377,14 +384,14 @@ def train_group(group: list[Learner], session: Session, teachers: Teachers):
         group = [learner for learner in group if not learner.done]
         if group: checkpoint(group, session)
 
-# %% ../../nbs/engine/70_execute.ipynb #c60
+# %% ../../nbs/engine/70_execute.ipynb #c62
 def out_of_memory(error: Exception) -> bool:
     "Tells whether an error says that memory ran out, of the GPU or of the machine."
     said = ("can't allocate memory", "could not create a primitive")
     return (isinstance(error, (torch.OutOfMemoryError, MemoryError))
             or any(text in str(error) for text in said))
 
-# %% ../../nbs/engine/70_execute.ipynb #c62
+# %% ../../nbs/engine/70_execute.ipynb #c64
 def train(
     runs: list[Run], session: Session, teachers: Teachers, fresh: bool,
 ) -> dict[str, str]:
@@ -402,14 +409,14 @@ def train(
                 failed |= train(part, session, teachers, False)
     return failed
 
-# %% ../../nbs/engine/70_execute.ipynb #c63
+# %% ../../nbs/engine/70_execute.ipynb #c65
 def too_large(failed: dict[str, str], runs: list[Run]) -> InputError:
     "Gives the error for runs that do not fit into memory, with what they asked for."
     said = "; ".join(f"{run.label} does not fit into memory ({failed[run.key]})"
                      for run in runs if run.key in failed)
     return InputError(f"{said}. A smaller batch needs less; all other runs are finished and kept.")
 
-# %% ../../nbs/engine/70_execute.ipynb #c66
+# %% ../../nbs/engine/70_execute.ipynb #c68
 def check_pairs(todo: list[Run], images: Images):
     "Prepares every kind of term between every pair of networks once; `InputError` if one cannot be."
     kinds = {(run.net, run.peer or run.teacher.net, run.terms): run for run in todo if run.terms}
@@ -417,7 +424,7 @@ def check_pairs(todo: list[Run], images: Images):
         torch.manual_seed(0)
         Learner(run, images, frozen(network(other, images).to(images.train_x.device)))
 
-# %% ../../nbs/engine/70_execute.ipynb #c67
+# %% ../../nbs/engine/70_execute.ipynb #c69
 def work_off(queue: Queue, session: Session):
     "Trains runs as their teachers become ready, beside other processes if any."
     while queue.left:
@@ -434,7 +441,7 @@ def work_off(queue: Queue, session: Session):
         units = sum(work(run, session.images, session.cost) for run in elsewhere)
         session.progress.drop(len(elsewhere), units)
 
-# %% ../../nbs/engine/70_execute.ipynb #c68
+# %% ../../nbs/engine/70_execute.ipynb #c70
 def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> str:
     "Tells what was done, for the end of a table."
     elsewhere = todo - progress.runs
@@ -442,7 +449,7 @@ def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> s
             f"in {store.folder/'runs'}"
             + (f"; {elsewhere} were trained by another process." if elsewhere else "."))
 
-# %% ../../nbs/engine/70_execute.ipynb #c69
+# %% ../../nbs/engine/70_execute.ipynb #c71
 def execute(
     plan: Plan,
     images: Images,   # the plan's data set, on the device that trains
