@@ -130,7 +130,7 @@ def test_folding_changes_nothing_but_rounding():
 def test_curves_for_tensorboard(tmp_path):
     run = student()
     record = execute([run], Store(tmp_path/"a"), board=Board(tmp_path/"curves"))[run.key]
-    curve = EventAccumulator(str(tmp_path/"curves"/run.label)).Reload().Scalars("test top1")
+    curve = EventAccumulator(str(tmp_path/"curves"/run.label)).Reload().Scalars("test/top1")
     assert [round(p.value, 3) for p in curve] == [round(r["test"]["top1"], 3) for r in record["history"]]
 
 
