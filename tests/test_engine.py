@@ -86,6 +86,8 @@ def test_a_warm_up_weighs_less_at_first():
     assert [rising.weight(e) for e in (0, 1, 3, 9)] == [0.5, 1.0, 2.0, 2.0] and part("mse", 2.0, {}).weight(0) == 2.0
 
 
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+                    reason="where the processor has no vector instructions, torch's compiler writes code that does not compile")
 def test_a_compiled_network_learns_the_same(tmp_path):
     run = student(net="resnet8", phases=(replace(PHASE, epochs=1),))
     plain = execute([run], IMAGES, Store(tmp_path/"a"), live=False)[run.key]
@@ -116,7 +118,7 @@ def test_curves_for_tensorboard(tmp_path):
 
 def test_every_loss_is_that_of_the_whole_batch_on_two_ranks(tmp_path):
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                           str(Path(__file__).with_name("ranks.py"))], capture_output=True, text=True)
+                           str(Path(__file__).with_name("ranks.py"))], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(set(done.stdout.split())) == sorted(losses.names())
 
