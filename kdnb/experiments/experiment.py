@@ -24,10 +24,9 @@ from ..engine.execute import How, Speed, execute
 from ..engine.progress import Board
 from ..engine.teacher_cache import each
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
-from .weights import method_of
 from ..models.pretrained import network
 from ..parameters import counted, flag, folder, given, torch_device, words
-from ..registry import InputError, losses, one_of, parsed, positive, unknown, whole
+from ..registry import InputError, losses, parsed, positive, unknown, whole
 from ..store import ROOT, Store
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c4

@@ -1,6 +1,6 @@
 """A small plan, executed in a process that ends, or waits, at a counted place and never at a time.
 
-`python tests/interrupted.py FOLDER --kill PLACE COUNT SIGNAL` sends itself the signal when it comes to the place for the COUNT-th time: "step",
+`python tests/engine/interrupted.py FOLDER --kill PLACE COUNT SIGNAL` sends itself the signal when it comes to the place for the COUNT-th time: "step",
 after a step of one run, or "before", "half" or "after" the writing of a file, with the file's kind ("half unfinished" is amid a checkpoint).
 With `--each` every line of its standard input is a place, a count and a signal for a process of its own, whose end is told.
 With `--hold` it waits at its first step for a line on its standard input."""
@@ -16,22 +16,27 @@ import kdnb.engine.execute as module
 import kdnb.engine.train as train
 import kdnb.store as store
 from kdnb.data.images import load_images
-from kdnb.engine.run import Phase, Run, describe, part
+from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted
 
 images = load_images("digits").split(validation=100, train=512, test=100)
 
 
-def small_plan(seeds=1, epochs=3):
-    "A CE and a SupCon teacher, and students of both with projectors and without, for each seed."
+def small_runs(seeds=1, epochs=3):
+    "Students of a CE and of a SupCon teacher, with projectors and without, for each seed."
     runs = []
     for seed in range(seeds):
         classify = Phase("classify", epochs, 64, 0.05, warmup=0.2)
-        teacher = Run("resnet14", "ce", (classify,), describe(images), seed)
+        teacher = Run("resnet14", "ce", (classify,), images.identity, seed)
         supcon = replace(teacher, objective="supcon", phases=(Phase("contrast", 2, 64, 0.05), Phase("linear", 1, 64, 0.5)))
-        student = Run("resnet8", "ce", (classify,), describe(images), seed)
-        losses = [part("mse", 0.01, {"on": "embedding"}), part("gram", 1e-6, {}), part("supcon", 0.01, {})]
-        runs += [replace(student, parts=(p,), teacher=t) for t in (teacher, supcon) for p in losses]
+        student = Run("resnet8", "ce", (classify,), images.identity, seed)
+        terms = [Weighted("mse", 0.01, (("on", "embedding"),)), Weighted("gram", 1e-6), Weighted("supcon", 0.01)]
+        runs += [replace(student, terms=(term,), teacher=t) for t in (teacher, supcon) for term in terms]
     return runs
+
+
+def small_plan(runs):
+    "A plan in which every run has its entry."
+    return Plan("small", tuple(Entry(run, "distilled", run.method, "resnet14", "resnet8") for run in runs), "quick", images.identity)
 
 
 def watch(at):
@@ -103,4 +108,4 @@ if __name__ == "__main__":
     if asked.each: asked.kill = each()
     if asked.kill: watch(kill_at(*asked.kill))
     if asked.hold: watch(hold())
-    module.execute(small_plan(asked.seeds), images, store.Store(asked.folder))
+    module.execute(small_plan(small_runs(asked.seeds)), images, store.Store(asked.folder))
