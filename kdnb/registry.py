@@ -114,7 +114,7 @@ class Registry:
         if self._searched: return
         self._searched = True
         package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
             importlib.import_module(f"{self.package}.{module.name}")
 
 # %% ../nbs/10_registry.ipynb #c9

@@ -16,22 +16,26 @@ import kdnb.engine.execute as module
 import kdnb.engine.train as train
 import kdnb.store as store
 from kdnb.data.images import load_images
-from kdnb.engine.run import Phase, Run, describe, part
+from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted
 
 images = load_images("digits").split(validation=100, train=512, test=100)
 
 
 def small_plan(seeds=1, epochs=3):
     "A CE and a SupCon teacher, and students of both with projectors and without, for each seed."
+    losses = [Weighted("mse", 0.01, (("on", "embedding"),)), Weighted("gram", 1e-6), Weighted("supcon", 0.01)]
     runs = []
     for seed in range(seeds):
         classify = Phase("classify", epochs, 64, 0.05, warmup=0.2)
-        teacher = Run("resnet14", "ce", (classify,), describe(images), seed)
+        teacher = Run("resnet14", "ce", (classify,), images.identity, seed)
         supcon = replace(teacher, objective="supcon", phases=(Phase("contrast", 2, 64, 0.05), Phase("linear", 1, 64, 0.5)))
-        student = Run("resnet8", "ce", (classify,), describe(images), seed)
-        losses = [part("mse", 0.01, {"on": "embedding"}), part("gram", 1e-6, {}), part("supcon", 0.01, {})]
-        runs += [replace(student, parts=(p,), teacher=t) for t in (teacher, supcon) for p in losses]
-    return runs
+        runs += [replace(teacher, net="resnet8", terms=(term,), teacher=t) for t in (teacher, supcon) for term in losses]
+    return plan_of(*runs)
+
+
+def plan_of(*runs):
+    "A plan of these runs, all of them distilled."
+    return Plan("toy", tuple(Entry(run, "distilled", run.method, "resnet14", "resnet8") for run in runs), "quick", images.identity)
 
 
 def watch(at):
@@ -59,13 +63,13 @@ def watch(at):
 
 
 def kill_at(place, count, name):
-    "Ends this process by a signal at a place; a file that is being written is left half as long."
+    "Sends this process a signal at a place; if it dies at once, the file that it writes is left half as long."
     seen = Counter()
 
     def at(here, handle=None):
         seen[here] += 1
         if (here, seen[here]) != (place, int(count)): return
-        if handle is not None: os.ftruncate(handle, os.fstat(handle).st_size // 2)
+        if handle is not None and name == "SIGKILL": os.ftruncate(handle, os.fstat(handle).st_size // 2)
         print(f"{name} at {here} {count}", flush=True)
         os.kill(os.getpid(), signal.Signals[name])
     return at
