@@ -1,12 +1,22 @@
-"A small plan, executed: `python tests/interrupted.py FOLDER [SECONDS between checkpoints]`. Prints a line when training starts."
+"""A small plan, executed in a process that ends, or waits, at a counted place and never at a time.
+
+`python tests/interrupted.py FOLDER --kill PLACE COUNT SIGNAL` sends itself the signal when it comes to the place for the COUNT-th time: "step",
+after a step of one run, or "before", "half" or "after" the writing of a file, with the file's kind ("half unfinished" is amid a checkpoint).
+With `--each` every line of its standard input is a place, a count and a signal for a process of its own, whose end is told.
+With `--hold` it waits at its first step for a line on its standard input."""
+import argparse
+import os
+import signal
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import kdnb.engine.execute as module
+import kdnb.engine.train as train
+import kdnb.store as store
 from kdnb.data.images import load_images
 from kdnb.engine.run import Phase, Run, describe, part
-from kdnb.store import Store
 
 images = load_images("digits").split(validation=100, train=512, test=100)
 
@@ -24,9 +34,73 @@ def small_plan(seeds=1, epochs=3):
     return runs
 
 
+def watch(at):
+    "Calls `at` with the name of every place; amid a file, also with its handle. These are all the hooks into the engine."
+    step, write, fsync, kind = train.step, store.write_whole, os.fsync, ""
+
+    def stepped(*arguments):
+        at("begin")
+        step(*arguments)
+        at("step")
+
+    def written(path, content):
+        nonlocal kind
+        kind = Path(path).parent.name
+        at(f"before {kind}")
+        write(path, content)
+        at(f"after {kind}")
+
+    def synced(handle):
+        at(f"half {kind}", handle)
+        fsync(handle)
+
+    train.step, store.write_whole, os.fsync = stepped, written, synced
+    module.CHECKPOINT = 0.0  # one after every step
+
+
+def kill_at(place, count, name):
+    "Ends this process by a signal at a place; a file that is being written is left half as long."
+    seen = Counter()
+
+    def at(here, handle=None):
+        seen[here] += 1
+        if (here, seen[here]) != (place, int(count)): return
+        if handle is not None: os.ftruncate(handle, os.fstat(handle).st_size // 2)
+        print(f"{name} at {here} {count}", flush=True)
+        os.kill(os.getpid(), signal.Signals[name])
+    return at
+
+
+def hold():
+    "Waits for a line at the first step."
+    seen = Counter()
+
+    def at(here, handle=None):
+        seen[here] += 1
+        if (here, seen[here]) != ("begin", 1): return
+        print("holding", flush=True)
+        input()
+    return at
+
+
+def each():
+    "Place, count and signal of every line, in a child process that goes on with them while the parent waits to tell how it ended."
+    for line in sys.stdin:
+        child = os.fork()
+        if not child: return line.rsplit(maxsplit=2)
+        print("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    sys.exit()
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 2: module.CHECKPOINT = float(sys.argv[2])
-    seeds = int(sys.argv[3]) if len(sys.argv) > 3 else 1
-    print("started", flush=True)
-    module.execute(small_plan(seeds), images, Store(Path(sys.argv[1])))
-    print("done", flush=True)
+    ask = argparse.ArgumentParser()
+    ask.add_argument("folder", type=Path)
+    ask.add_argument("--seeds", type=int, default=1)
+    ask.add_argument("--kill", nargs=3)
+    ask.add_argument("--each", action="store_true")
+    ask.add_argument("--hold", action="store_true")
+    asked = ask.parse_args()
+    if asked.each: asked.kill = each()
+    if asked.kill: watch(kill_at(*asked.kill))
+    if asked.hold: watch(hold())
+    module.execute(small_plan(asked.seeds), images, store.Store(asked.folder))

@@ -22,7 +22,7 @@ TINY = ["-p", "data", "digits", "-p", "epochs", "1", "-p", "seeds", "1", "-p", "
 
 def papermill(folder, *arguments, **environment):
     "papermill's exit code and output, run in a folder that is not the project's."
-    command = [sys.executable, "-m", "papermill", str(TABLE), str(folder/"out.ipynb"), "--no-progress-bar", "--log-output", *arguments]
+    command = [sys.executable, "-m", "papermill", str(TABLE), str(folder/"out.ipynb"), "--no-progress-bar", "--start-timeout", "600", "--log-output", *arguments]
     done = subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
@@ -136,7 +136,7 @@ def test_an_unwritable_report_folder_is_one_sentence(tmp_path):
 
 
 def test_help_shows_every_parameter_with_a_sentence():
-    done = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", str(TABLE)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", str(TABLE)], capture_output=True, text=True, timeout=600)
     import inspect
     for name in inspect.signature(parameters).parameters:
         line = next(line for line in done.stdout.splitlines() if line.strip().startswith(f"{name}:"))

@@ -1,10 +1,9 @@
 "A table that is killed, shared between processes, out of memory or diverging ends with the numbers it should."
 import json
 import random
-import signal
 import subprocess
 import sys
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from kdnb.registry import InputError
 from kdnb.store import Store, read_tensors
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
+LIMIT = 600  # seconds after which a process that hangs is ended
 CHANGING = ("seconds", "finished", "digest", "device", "commit")  # what two runs of one configuration may differ in
 
 
@@ -28,45 +28,74 @@ def numbers(folder):
 
 
 def begin(folder, *arguments):
-    return subprocess.Popen([sys.executable, SCRIPT, folder, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def launch(folder, *arguments):
-    process = begin(folder, *arguments)
-    assert process.stdout.readline() == "started\n", process.stdout.read()
+    "A process that executes the small plan, or waits to be told where it ends."
+    process = subprocess.Popen([sys.executable, SCRIPT, folder, *map(str, arguments)], text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    watchdog = threading.Timer(LIMIT, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
     return process
+
+
+def finish(process):
+    "What a process says until its end, and how it ended."
+    output, _ = process.communicate()
+    return output, process.returncode
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    "The results of two seeds."
     folder = tmp_path_factory.mktemp("uninterrupted")
-    process = launch(folder)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    output, code = finish(begin(folder, "--seeds", 2))
+    assert code == 0, output
     return numbers(folder)
 
 
-def test_killed_at_twenty_points_it_ends_with_the_same_bits(tmp_path, uninterrupted):
-    chance, kills, written = random.Random(0), 0, {}
-    while kills < 20:
-        process = launch(tmp_path, 0.0)
-        time.sleep(chance.uniform(0.1, 1.2))
-        process.send_signal(chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT]))
-        output, _ = process.communicate(timeout=60)
-        if process.returncode == 0: break
-        kills += 1
+def scores(plan, results): return {run.key: results[run.key]["last"] for run in closure(plan)}
+
+
+def kills():
+    "Twenty places, how often each is come to, and the signal: the same wherever this runs."
+    chance = random.Random(0)
+    files = [(f"{when} {kind}", chance.randint(1, 9) if kind == "unfinished" else 1)
+             for when in ("before", "half", "after") for kind in ("unfinished", "weights", "runs")]
+    steps = [("step", count) for count in chance.sample(range(1, 13), 10)]
+    places = chance.sample(files + steps, 19) + [("half cache", 1)]  # what is kept of a teacher's answers is written last
+    return [(*place, chance.choice(["SIGKILL", "SIGTERM", "SIGINT"])) for place in places]
+
+
+def killed(killer, place, count, name):
+    "A process that is killed at a place."
+    print(place, count, name, file=killer.stdin, flush=True)
+    said = []
+    for line in iter(killer.stdout.readline, ""):
+        said.append(line)
+        if line.startswith("ended "): break
+    assert said and said[-1] != "ended 0\n" and f"{name} at {place} {count}\n" in said, f"not killed at {place} {count}:\n{''.join(said)}"
+
+
+def test_killed_at_twenty_places_it_ends_with_the_same_bits(tmp_path, uninterrupted):
+    killer, written = begin(tmp_path, "--seeds", 2, "--each"), {}
+    for kill in kills():
+        killed(killer, *kill)
         now = {p.name: p.read_bytes() for p in (tmp_path/"runs").glob("*.json")}
         assert all(now[name] == content for name, content in written.items()), "a finished run is not trained twice"
         written = now
-    assert kills == 20, f"the plan was only killed {kills} times"
-    output, _ = launch(tmp_path).communicate(timeout=300)
-    assert numbers(tmp_path) == uninterrupted, output
+        Store(tmp_path).results()  # all that is written is whole: what cannot be read is an error
+        for path in tmp_path.rglob("*.safetensors"): read_tensors(path)
+    finish(killer)
+    output, code = finish(begin(tmp_path, "--seeds", 2))
+    assert code == 0 and len(set(kills())) == 20 and numbers(tmp_path) == uninterrupted, output
 
 
 def test_two_processes_split_the_work(tmp_path):
-    both = [begin(tmp_path, 30, 4), begin(tmp_path, 30, 4)]
-    outputs = [process.communicate(timeout=400)[0] for process in both]
-    assert all(process.returncode == 0 for process in both), outputs
+    both = [begin(tmp_path, "--seeds", 4, "--hold") for _ in range(2)]
+    for process in both:  # neither goes on before both have begun
+        assert "holding\n" in iter(process.stdout.readline, ""), "it ended without training anything"
+    for process in both: print(file=process.stdin, flush=True)
+    outputs, codes = zip(*map(finish, both))
+    assert codes == (0, 0), outputs
     assert len(numbers(tmp_path)) == len(closure(small_plan(4)))
     lines = [{line for line in output.splitlines() if " 1/" in line} for output in outputs]
     assert all(lines), "both trained something"
@@ -85,8 +114,8 @@ def fails(runs, times):
 
 def test_out_of_memory_makes_groups_smaller(tmp_path, monkeypatch, uninterrupted):
     monkeypatch.setattr(module, "train_epoch", fails((), 2))
-    execute(small_plan(), images, Store(tmp_path), live=False)
-    assert {k: r["last"] for k, r in numbers(tmp_path).items()} == {k: r["last"] for k, r in uninterrupted.items()}
+    plan = small_plan()
+    assert scores(plan, execute(plan, images, Store(tmp_path), live=False)) == scores(plan, uninterrupted)
 
 
 def test_a_run_that_does_not_fit_is_named_and_the_others_survive(tmp_path, monkeypatch):
@@ -115,8 +144,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, uninterrupted):
     with pytest.raises(InputError, match="No space left on device"): execute(plan, images, Store(tmp_path), live=False)
     assert not list(tmp_path.rglob(".partial-*"))
     monkeypatch.undo()
-    execute(plan, images, Store(tmp_path), live=False)
-    assert {k: r["last"] for k, r in numbers(tmp_path).items()} == {k: r["last"] for k, r in uninterrupted.items()}
+    assert scores(plan, execute(plan, images, Store(tmp_path), live=False)) == scores(plan, uninterrupted)
 
 
 @pytest.mark.parametrize("kind", ["weights", "cache"])
