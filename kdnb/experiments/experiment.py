@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'NOT_COMPARABLE', 'PRINTED', 'Table', 'Row', 'row_of', 'rows_of', 'Preset',
-           'held_out', 'shapes', 'refusal', 'paper_numbers', 'of_row', 'printed', 'Parameters', 'one_word',
-           'Experiment', 'terms_of', 'falls', 'phase_text', 'data_choices', 'common_choices']
+           'held_out', 'shapes', 'refusal', 'refusal_of', 'paper_numbers', 'of_row', 'printed', 'Parameters',
+           'one_word', 'Experiment', 'terms_of', 'falls', 'phase_text', 'data_choices', 'common_choices']
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c2
 import os
@@ -60,6 +60,11 @@ class Row:
     def build(self) -> list:
         "Makes the losses."
         return [losses.build(name, **options) for name, options, _ in self.losses]
+
+    def batched(self, run: Run) -> Run:
+        "Gives a run with the batch that the row asks for, if any."
+        phases = [replace(phase, batch=self.batch or phase.batch) for phase in run.phases]
+        return replace(run, phases=tuple(phases))
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c8
 def row_of(spec: str) -> Row:
@@ -122,8 +127,13 @@ def shapes(net: str, shape: tuple[int, int, int], classes: int) -> Out:
 # %% ../../nbs/experiments/20_experiment.ipynb #c23
 def refusal(row: Row, teacher: str, student: str, images: Images) -> str:
     "Tells why a row cannot be distilled between two networks; \"\" where it can."
-    classes = len(images.classes)
-    s, t = (shapes(net, images.shape, classes) for net in (student, teacher))
+    return refusal_of(row.spec, teacher, student, images.shape, len(images.classes))
+
+
+@lru_cache(maxsize=None)
+def refusal_of(spec: str, teacher: str, student: str, shape: tuple, classes: int) -> str:
+    "Tells the same by names and the shape of an image, once: large networks have large projectors."
+    row, (s, t) = row_of(spec), (shapes(net, shape, classes) for net in (student, teacher))
     for (loss, *_), term in zip(row.losses, row.build()):
         try: term.prepare(s, t, torch.arange(classes))
         except InputError as error:
@@ -321,18 +331,27 @@ class Experiment(Parameters):
         there = {entry.row for entry in entries}
         lost = [row for row in self.rows if row.spec not in there]
         if lost and self.loss != "all":
-            said = [text for text in self.refusals(images) if text]
-            raise InputError(said[0] if said else f"{lost[0].spec} can be run for no pair.")
+            said = [self.refused(lost[0], pair, images) for pair in self.pairs_on(images)]
+            raise InputError(next(filter(None, said), f"{lost[0].spec} can be run for no pair."))
 
     def pairs_on(self, images: Images) -> list[tuple[str, str]]:
         "Gives the networks that teach and learn."
         return [tuple(pair.split("-")) for pair in self.table.pairs]
 
+    def refused(self, row: Row, pair: tuple[str, str], images: Images) -> str:
+        "Tells why a row cannot be run for a pair; \"\" where it can."
+        return refusal(row, *pair, images)
+
     def refusals(self, images: Images) -> list[str]:
         "Tells of the rows that pairs do not allow."
-        found = [refusal(row, *pair, images) for pair in self.pairs_on(images)
+        found = [self.refused(row, pair, images) for pair in self.pairs_on(images)
                  for row in self.rows]
         return list(dict.fromkeys(text for text in found if text))
+
+    @cached_property
+    def printed(self) -> pd.DataFrame:
+        "The paper's numbers, with the columns `PRINTED`."
+        return printed(self.table)
 
     @property
     def runs(self) -> list[Run]:
