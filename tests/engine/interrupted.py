@@ -21,22 +21,21 @@ from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted
 images = load_images("digits").split(validation=100, train=512, test=100)
 
 
-def small_runs(seeds=1, epochs=3):
-    "Students of a CE and of a SupCon teacher, with projectors and without, for each seed."
+def small_plan(seeds=1, epochs=3):
+    "A CE and a SupCon teacher, and students of both with projectors and without, for each seed."
+    losses = [Weighted("mse", 0.01, (("on", "embedding"),)), Weighted("gram", 1e-6), Weighted("supcon", 0.01)]
     runs = []
     for seed in range(seeds):
         classify = Phase("classify", epochs, 64, 0.05, warmup=0.2)
         teacher = Run("resnet14", "ce", (classify,), images.identity, seed)
         supcon = replace(teacher, objective="supcon", phases=(Phase("contrast", 2, 64, 0.05), Phase("linear", 1, 64, 0.5)))
-        student = Run("resnet8", "ce", (classify,), images.identity, seed)
-        terms = [Weighted("mse", 0.01, (("on", "embedding"),)), Weighted("gram", 1e-6), Weighted("supcon", 0.01)]
-        runs += [replace(student, terms=(term,), teacher=t) for t in (teacher, supcon) for term in terms]
-    return runs
+        runs += [replace(teacher, net="resnet8", terms=(term,), teacher=t) for t in (teacher, supcon) for term in losses]
+    return plan_of(*runs)
 
 
-def small_plan(runs):
-    "A plan in which every run has its entry."
-    return Plan("small", tuple(Entry(run, "distilled", run.method, "resnet14", "resnet8") for run in runs), "quick", images.identity)
+def plan_of(*runs):
+    "A plan of these runs, all of them distilled."
+    return Plan("toy", tuple(Entry(run, "distilled", run.method, "resnet14", "resnet8") for run in runs), "quick", images.identity)
 
 
 def watch(at):
@@ -64,13 +63,13 @@ def watch(at):
 
 
 def kill_at(place, count, name):
-    "Ends this process by a signal at a place; a file that is being written is left half as long."
+    "Sends this process a signal at a place; if it dies at once, the file that it writes is left half as long."
     seen = Counter()
 
     def at(here, handle=None):
         seen[here] += 1
         if (here, seen[here]) != (place, int(count)): return
-        if handle is not None: os.ftruncate(handle, os.fstat(handle).st_size // 2)
+        if handle is not None and name == "SIGKILL": os.ftruncate(handle, os.fstat(handle).st_size // 2)
         print(f"{name} at {here} {count}", flush=True)
         os.kill(os.getpid(), signal.Signals[name])
     return at
@@ -108,4 +107,4 @@ if __name__ == "__main__":
     if asked.each: asked.kill = each()
     if asked.kill: watch(kill_at(*asked.kill))
     if asked.hold: watch(hold())
-    module.execute(small_plan(small_runs(asked.seeds)), images, store.Store(asked.folder))
+    module.execute(small_plan(asked.seeds), images, store.Store(asked.folder))
