@@ -11,49 +11,49 @@ from dataclasses import dataclass, field, replace
 # %% ../../nbs/experiments/10_weights.ipynb #c4
 @dataclass(frozen=True)
 class Method:
-    "How the benchmark uses a loss: weights, options, and what its publication trains otherwise."
-    alpha: float = 1.0
+    "How the CRD benchmark uses a loss: weights, options, and what its publication trains otherwise."
+    weight: float = 1.0
     source: str = "ours: 1, for want of a published weight"
-    gamma: float = 1.0             # weight of the cross-entropy where the loss stands alone
+    cross_entropy: float = 1.0     # its weight where the loss stands alone
     beside: float | None = None    # weight beside another loss; None: the same
     warmup: int = 0                # epochs of 240 in which the weight rises
     options: dict = field(default_factory=dict)   # where they differ from the loss's own
     training: dict = field(default_factory=dict)  # as published, where it differs
     rate: float = 1.0              # as published, times the common learning rate
 
-
+# %% ../../nbs/experiments/10_weights.ipynb #c7
 CRD = "official code (RepDistiller)"
 MDISTILLER = "official code (mdistiller)"
 FIRST = f"{CRD}; its first stage has no weight"
-
-# %% ../../nbs/experiments/10_weights.ipynb #c5
 METHODS = {
-    "kd": Method(0.9, CRD, gamma=0.1, beside=1.0),
+    "kd": Method(0.9, CRD, cross_entropy=0.1, beside=1.0),
     "fitnet": Method(100, CRD), "hint": Method(100, CRD), "at": Method(1000, CRD),
     "sp": Method(3000, CRD), "cc": Method(0.02, CRD), "vid": Method(1, CRD),
     "rkd": Method(1, CRD), "pkt": Method(30000, CRD), "nst": Method(50, CRD),
     "crd": Method(0.8, CRD), "ab": Method(1, FIRST), "fsp": Method(50, FIRST),
     "ft": Method(200, FIRST), "ofd": Method(1e-3, MDISTILLER),
     "reviewkd": Method(5, "official code (ReviewKD)", warmup=20, rate=2.0,
-                       training={"batch": 128, "nesterov": True}),
+                       training={"batch": 128, "optimiser": "sgd@nesterov=True"}),
     "dml": Method(1, "convention"),
-    "takd": Method(0.9, "convention: as kd", gamma=0.1, beside=1.0),
+    "takd": Method(0.9, "convention: as kd", cross_entropy=0.1, beside=1.0),
     "dkd": Method(1, MDISTILLER, warmup=20, options={"alpha": 1.0, "beta": 8.0}),
     "wsld": Method(2.25, "official code (its author's reply to an issue)"),
-    "ctkd": Method(0.9, "official code (CTKD)", gamma=0.1, beside=1.0),
+    "ctkd": Method(0.9, "official code (CTKD)", cross_entropy=0.1, beside=1.0)}
+
+# %% ../../nbs/experiments/10_weights.ipynb #c10
+METHODS |= {
     "ckd": Method(100, "paper and official code (CKD)",
                   training={"epochs": 480, "shape": "cosine"}),
     "dcd": Method(1, "paper and official code (DCD)", options={"alpha": 0.5}),
     "crd_infonce": Method(0.8, "ours: as crd"),
-    "supcrd": Method(0.8, "ours: as crd"), "supcrd_lw": Method(0.8, "ours: as crd"),
-}
+    "supcrd": Method(0.8, "ours: as crd"), "supcrd_lw": Method(0.8, "ours: as crd")}
 
-# %% ../../nbs/experiments/10_weights.ipynb #c7
+# %% ../../nbs/experiments/10_weights.ipynb #c14
 SMALL = {"training": {"batch": 32}}
 BY_PAIR = {
-    "ckd": {"resnet56-resnet20": {"alpha": 10}, "resnet110-resnet32": {"alpha": 10},
-            "wrn_40_2-wrn_40_1": {"alpha": 50, "options": {"tau": 2.0}} | SMALL,
-            "vgg13-mobilenet_v2": {"alpha": 50, "options": {"tau": 2.0}} | SMALL,
+    "ckd": {"resnet56-resnet20": {"weight": 10}, "resnet110-resnet32": {"weight": 10},
+            "wrn_40_2-wrn_40_1": {"weight": 50, "options": {"tau": 2.0}} | SMALL,
+            "vgg13-mobilenet_v2": {"weight": 50, "options": {"tau": 2.0}} | SMALL,
             "resnet50-mobilenet_v2": SMALL, "resnet32x4-shufflenet_v1": SMALL,
             "wrn_40_2-shufflenet_v1": SMALL},
     "dkd": {"resnet56-resnet20": {"options": {"beta": 2.0}},
@@ -62,13 +62,12 @@ BY_PAIR = {
             "wrn_40_2-wrn_40_1": {"options": {"beta": 6.0}},
             "vgg13-vgg8": {"options": {"beta": 6.0}},
             "vgg13-mobilenet_v2": {"options": {"beta": 6.0}}},
-    "reviewkd": {"resnet56-resnet20": {"alpha": 0.6}, "resnet110-resnet32": {"alpha": 1},
-                 "resnet32x4-shufflenet_v2": {"alpha": 8}},
-}
+    "reviewkd": {"resnet56-resnet20": {"weight": 0.6}, "resnet110-resnet32": {"weight": 1},
+                 "resnet32x4-shufflenet_v2": {"weight": 8}}}
 
-
-def method_of(loss: str, pair: str) -> Method:
-    "How the benchmark uses a loss for a pair of networks."
+# %% ../../nbs/experiments/10_weights.ipynb #c15
+def method_of(loss: str, pair: str = "") -> Method:
+    "Gives how the benchmark uses a loss for a pair of networks, \"teacher-student\"."
     base, own = METHODS.get(loss, Method()), BY_PAIR.get(loss, {}).get(pair, {})
     return replace(base, **{name: getattr(base, name) | value if isinstance(value, dict) else value
                             for name, value in own.items()})
