@@ -21,6 +21,8 @@ import torch
 import kdnb
 from ..contract import Out
 from ..data.images import Images, load_images
+from ..engine.execute import How, Speed, execute
+from ..engine.progress import Board
 from ..engine.teacher_cache import each
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
 from .weights import method_of
@@ -361,19 +363,33 @@ class Experiment(Parameters):
         "Where the report is written."
         return self.store.folder/self.table.name
 
+    def how(self, weights: bool = False, live: bool = True) -> How:
+        "Gives how the plans are executed."
+        curves = folder("tensorboard", self.tensorboard, Path()) if self.tensorboard else None
+        return How(self.force, weights, live, self.deterministic,
+                   Speed(self.compiled, self.streams), Board(curves))
+
+    def train(self, weights: bool = False, live: bool = True) -> dict[str, dict]:
+        "Trains what is missing; gives all results of the plans, by key."
+        found = {}
+        for plan, images in zip(self.plans, self.sets):
+            found |= execute(plan, images, self.store, self.how(weights, live))
+        return found
+
 # %% ../../nbs/experiments/20_experiment.ipynb #c40
 def terms_of(
     row: Row,
     weight_of,             # the experiment's weight of a loss, by name and number of losses
     asked: float | None,   # the parameter `weight`, of the first loss
-    given: dict = {},      # options of all losses, as far as they have them
+    options_of=lambda loss: {},  # the experiment's options of a loss, as far as it has them
     warmup_of=lambda loss: 0,
 ) -> tuple[Weighted, ...]:
     "Gives the terms of a row with their weights and options."
     found = []
     for i, (loss, options, own) in enumerate(row.losses):
         usual = asked if asked is not None and i == 0 else weight_of(loss, len(row.losses))
-        found.append(weighted(loss, own.get("weight", usual), given | options, warmup_of(loss)))
+        found.append(weighted(
+            loss, own.get("weight", usual), options_of(loss) | options, warmup_of(loss)))
     return tuple(found)
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c43

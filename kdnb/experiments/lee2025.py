@@ -112,7 +112,7 @@ class Lee2025(Experiment):
 
     def terms(self, row: Row) -> tuple:
         "Gives the terms of a row."
-        return terms_of(row, lambda loss, n: weight(loss), self.weight, self.options)
+        return terms_of(row, lambda loss, n: weight(loss), self.weight, lambda loss: self.options)
 
     def pairs_on(self, images: Images) -> list[tuple[str, str]]:
         return [(self.recipe.teacher, self.recipe.student)]
