@@ -11,24 +11,24 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from ..data.views import Views
 from ..data.images import Images
-from ..engine.run import Part, Phase, Run, describe
-from ..engine.train import Learner, Teachers, frozen, train_epoch, views_for
+from ..data.views import Views
+from ..engine.learner import Learner
+from ..engine.run import Phase, Run, Weighted
+from ..engine.train import Teachers, frozen, train_epoch, views_for
 
-# %% ../../nbs/analysis/05_small.ipynb #c5
+# %% ../../nbs/analysis/05_small.ipynb #c4
 def train_small(
     images: Images,
-    net: str = "resnet8",            # registered network
-    parts: tuple[Part, ...] = (),    # distillation terms
-    teacher: Learner | None = None,  # a network trained before
+    net: str = "resnet8",               # registered network
+    terms: tuple[Weighted, ...] = (),   # distillation terms
+    teacher: Learner | None = None,     # a network trained before
     epochs: int = 3,
     seed: int = 0,
-    lr: float = 0.1,
-) -> Learner:                        # with its network `net` in evaluation mode
-    "A network trained with cross-entropy and, where asked, from a teacher."
-    phase = Phase("classify", epochs, 64, lr, warmup=0.2)
-    run = Run(net, "ce", (phase,), describe(images), seed, parts=tuple(parts),
+) -> Learner:                           # with its network `net` in evaluation mode
+    "Trains a network with cross-entropy and, where asked, from a teacher."
+    phase = Phase("classify", epochs, 64, 0.1, warmup=0.2)
+    run = Run(net, "ce", (phase,), images.identity, seed, terms=tuple(terms),
               teacher=teacher and teacher.run)
     nets = {teacher.run.key: frozen(deepcopy(teacher.net))} if teacher else {}
     learner, views = Learner(run, images, *nets.values()), views_for(phase, images)
@@ -36,11 +36,11 @@ def train_small(
     learner.net.eval()
     return learner
 
-# %% ../../nbs/analysis/05_small.ipynb #c6
+# %% ../../nbs/analysis/05_small.ipynb #c9
 def plain(
     x: Tensor,        # images, uint8 `[n, ch, h, w]`
     images: Images,   # the data set they belong to
 ) -> Tensor:          # `[n, ch, h, w]`
-    "Images as a network sees them in an evaluation: normalised, neither cropped nor mirrored."
+    "Gives images as a network sees them in an evaluation: normalised, neither cropped nor mirrored."
     views = Views(x, images, pad=0, flip=False)
     return views.batch(0, 0, torch.arange(len(x), device=x.device))
