@@ -167,7 +167,7 @@ def test_fingerprints_follow_from_what_was_done(images):
 
 def test_another_process_makes_the_same_data_set(images):
     code = "from kdnb.data import images as data, corruptions as c; print(c.corrupted(data.resized(data.digits('A note.'), 12), 'textured', 'test', 3).fingerprint)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "17", "PATH": ""})
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600, env={"PYTHONHASHSEED": "17", "PATH": ""})
     assert out.stdout.strip() == corrupted(images, "textured", "test", 3).fingerprint
 
 
