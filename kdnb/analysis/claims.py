@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 import kdnb
-from ..report.cells import DASH
+from ..report.text import DASH
 
 # %% ../../nbs/analysis/80_claims.ipynb #c4
 @dataclass(frozen=True)
