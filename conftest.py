@@ -11,4 +11,6 @@ os.environ["KDNB_CACHE"] = f"{scratch}/cache"
 
 def pytest_itemcollected(item):
     cell = getattr(item, "cell", None)
-    if cell is not None and cell.execution_count is None: cell.execution_count = 0  # nbdev_clean blanks it; nbval would call the cell unrun
+    if cell is None: return
+    if cell.execution_count is None: cell.execution_count = 0  # nbdev_clean blanks it; nbval would call the cell unrun
+    item.output_timeout = 600  # seconds; nbval's own 5 may pass on a busy machine

@@ -15,5 +15,6 @@ setup(
     description=cfg["description"],
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     install_requires=[pin for pin in pins if pin and not pin.startswith("#")],
-    entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={"nbdev": [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
+                  "console_scripts": ["kdnb=kdnb.publish:main"]},
 )

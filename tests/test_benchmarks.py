@@ -17,7 +17,7 @@ TINY = ["-p", "rounds", "1", "-p", "steps", "1", "-p", "images", "2000"]
 
 def papermill(folder, *arguments, notebook="cpu"):
     "papermill's exit code and output, run in a folder that is not the project's."
-    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS/f"{notebook}.ipynb"), str(folder/"out.ipynb"), "--no-progress-bar", *arguments]
+    command = [sys.executable, "-m", "papermill", str(NOTEBOOKS/f"{notebook}.ipynb"), str(folder/"out.ipynb"), "--no-progress-bar", "--start-timeout", "600", *arguments]
     done = subprocess.run(command, cwd=folder, env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 

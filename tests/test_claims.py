@@ -230,11 +230,11 @@ def test_the_committed_ledger_is_what_the_notebook_writes(tmp_path):
     for runs in (ROOT/"reports").glob("*/runs"): shutil.copytree(runs, tmp_path/"reports"/runs.parent.name/"runs")
     command = [sys.executable, "-m", "papermill", str(ROOT/"nbs/tables/claims.ipynb"), "out.ipynb", "--no-progress-bar", "-p", "reports", "reports"]
     (tmp_path/"reports").mkdir(exist_ok=True)
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("claims.md", "claims.csv"): assert (tmp_path/"reports"/name).read_bytes() == (ROOT/"reports"/name).read_bytes()
     assert (tmp_path/"reports/fig_claims.png").stat().st_size > 5000
-    done = subprocess.run([*command[:-2], "report", "x"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command[:-2], "report", "x"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0 and "unknown parameter 'report'" in done.stderr + done.stdout
 
 

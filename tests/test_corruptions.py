@@ -170,7 +170,7 @@ def test_fingerprints_follow_from_what_was_done(images):
 
 def test_another_process_makes_the_same_data_set(images):
     code = "from kdnb.data import images as data, corruptions as c; print(c.corrupted(data.resized(data.load_images('digits'), 12), 'textured', 'test', 3).fingerprint)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "17"})
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600, env=os.environ | {"PYTHONHASHSEED": "17"})
     assert out.stdout.strip() == corrupted(images, "textured", "test", 3).fingerprint
 
 

@@ -27,7 +27,7 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     for folder in ("nbs", "kdnb"): shutil.copytree(ROOT/folder, tmp_path/folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT/"settings.ini", tmp_path)
     for module in MODULES: (tmp_path/module.relative_to(ROOT)).unlink()
-    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True, timeout=600)
     made = {str(p.relative_to(tmp_path)): p.read_text(encoding="utf-8") for p in (tmp_path/"kdnb").rglob("*.py")}
     assert made == {name(p): p.read_text(encoding="utf-8") for p in (ROOT/"kdnb").rglob("*.py")}
 
@@ -89,5 +89,5 @@ def test_conda_installs_this_project_at_the_same_pins():
 
 def test_readme_is_what_its_notebook_says(tmp_path):
     out = tmp_path/"README.md"
-    subprocess.run([sys.executable, ROOT/"tools/readme.py", out], check=True)
+    subprocess.run([sys.executable, ROOT/"tools/readme.py", out], check=True, timeout=600)
     assert out.read_text(encoding="utf-8") == (ROOT/"README.md").read_text(encoding="utf-8")

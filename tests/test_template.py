@@ -22,5 +22,5 @@ def test_a_loss_from_the_template_needs_one_new_notebook(tmp_path):
               "from kdnb.experiments.lee2025 import parameters, plan\n"
               "p = parameters(loss='l1', data='digits', seeds=1, reports='r', device='cpu')\n"
               "print(check_loss('l1'), sum(run.method == 'l1' for run in plan(p)))")
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip().endswith("l1 keeps the contract 2"), done.stdout + done.stderr

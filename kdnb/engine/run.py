@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 
 from ..data.images import Identity
 from .optimisers import optimisers
-from ..registry import InputError, losses, one_of, parsed
+from ..registry import InputError, losses, not_negative, one_of, parsed, positive
 from ..store import digest_of
 
 # %% ../../nbs/engine/10_run.ipynb #c4
@@ -60,7 +60,9 @@ def optimised(
     (name, options), *more = parsed(spec)
     if more: raise InputError(f"{spec!r} names several optimisers; a phase has one.")
     made = optimisers.build(name, **options)
-    own = {k: getattr(made, k) for k in ("lr", "weight_decay") if getattr(made, k) is not None}
+    checks = {"lr": positive, "weight_decay": not_negative}
+    own = {k: check(k, getattr(made, k)) for k, check in checks.items()
+           if getattr(made, k) is not None}
     kept = "".join(f"@{k}={v}" for k, v in sorted(options.items()) if k not in own)
     return replace(phase, optimiser=name + kept, **own)
 

@@ -20,7 +20,8 @@ def ab_loss(
     margin: float = 1.0,   # distance to keep from the boundary
 ) -> Tensor:               # a scalar
     "Squared hinge of the student's neurons on the teacher's signs, sum for an image (Heo 2019)."
-    return (margin - torch.where(t > 0, s, -s)).relu().square().sum() / len(s)
+    side = torch.where(t > 0, s, -s).where(~t.isnan(), t)   # a NaN has no sign, and shows
+    return (margin - side).relu().square().sum() / len(s)
 
 # %% ../../nbs/losses/28_ab.ipynb #c14
 def stage_weights(
@@ -65,8 +66,8 @@ class AB(MapTerm):
         like = full_precision(stages[0][0])
         self.connectors = nn.ModuleList(Connector(s, t) for s, t in stages).to(like)
 
-    def initial(self, student: Out, teacher: Out, y: Tensor, index: Tensor) -> Tensor:
-        "The loss of the first stage: all stages' boundaries."
+    def first_stage(self, student: Out, teacher: Out, y: Tensor, index: Tensor) -> Tensor:
+        "Computes the loss of the first stage, a scalar: all stages' boundaries."
         s, t = self.taken(student, False), self.taken(teacher, True)
         self.prepare(s, t)
         with torch.autocast(y.device.type, enabled=False):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.views import chance, uniforms
-from ..contract import EmbeddedTerm, Out, full_precision, unit
+from ..contract import EmbeddedTerm, Out, full_precision, unit, within
 from ..registry import InputError, losses, positive, whole
 
 # %% ../../nbs/losses/41_crd.ipynb #c7
@@ -118,6 +118,7 @@ class CRD(EmbeddedTerm):
         x = full_precision(student.embedding)
         labels = labels.to(x.device)
         _, code, count = labels.unique(return_inverse=True, return_counts=True)
+        self.register_buffer("given", labels, persistent=False)
         self.register_buffer("labels", code, persistent=False)
         self.register_buffer("others", len(labels) - count[code], persistent=False)
         self.most = int(count.max())
@@ -128,6 +129,16 @@ class CRD(EmbeddedTerm):
         for side, name in enumerate(("bank_s", "bank_t")):
             start = crd_start(len(labels), self.width, seed, side, x.device)
             self.register_buffer(name, start.to(x))
+
+    def check_values(self, student: Out, teacher: Out, y: Tensor, index: Tensor):
+        "As every loss; `InputError` for a position beyond the data set, or a label not its own."
+        super().check_values(student, teacher, y, index)
+        if self.embed_s is None: return
+        within("position", index, len(self.given), "training images")
+        wrong = (self.given[index] != y).nonzero()[:, 0].tolist()
+        if wrong: raise InputError(
+            f"the image at position {index[wrong[0]]} has the label {y[wrong[0]]} in the batch "
+            f"and {self.given[index[wrong[0]]]} in the training set.")
 
     def draws(self, index: Tensor):
         "Positions in the batch, and their negatives and counts, a few images at a time."
@@ -141,7 +152,6 @@ class CRD(EmbeddedTerm):
 
     def first_z(self, sides: list, index: Tensor):
         "Sets Z from this batch, unless a checkpoint has brought it."
-        self.started = True
         if self.log_z.isfinite().all(): return
         for side, (e, bank) in enumerate(sides):
             parts = []
@@ -154,6 +164,7 @@ class CRD(EmbeddedTerm):
     def contrast(self, sides: list, index: Tensor) -> list:
         "Loss and slope of every vector of both sides, `[b]` and `[b, d]`."
         if not self.started: self.first_z(sides, index)
+        self.started = True
         results = [(e.new_zeros(len(e)), torch.zeros_like(e)) for e, _ in sides]
         for at, drawn, times in self.draws(index):
             for (e, bank), log_z, (value, slope) in zip(sides, self.log_z, results):

@@ -61,8 +61,7 @@ def hint_pair(
                      f"they have {len(pairs) - 1} stages in common, and 0 is the stem.")
 
 # %% ../../nbs/losses/23_fitnet.ipynb #c27
-@losses.register("fitnet")
-@losses.register("hint")
+@losses.register("fitnet", "hint")
 class FitNet(MapTerm):
     "Squared distance of a student's map, through a regressor, to the teacher's (Romero 2015)."
     def __init__(self,

@@ -56,7 +56,8 @@ class FSP(MapTerm):
     def prepare(self, student: Out, teacher: Out, labels: Tensor | None = None):
         same_channels(student, teacher)
 
-    def initial(self, student: Out, teacher: Out, y: Tensor, index: Tensor) -> Tensor:
+    def first_stage(self, student: Out, teacher: Out, y: Tensor, index: Tensor) -> Tensor:
+        "Computes the loss of the first stage, a scalar: all pairs of neighbouring layers."
         s, t = self.taken(student, False), self.taken(teacher, True)
         self.prepare(s, t)
         with torch.autocast(y.device.type, enabled=False):

@@ -77,8 +77,8 @@ class FT(MapTerm):
         self.encode, self.decode = encoder(wide, narrow).to(t), decoder(narrow, wide).to(t)
         self.translate = encoder(s.shape[1], narrow, norm=True).to(s)
 
-    def initial(self, student: Out, teacher: Out, y: Tensor, index: Tensor) -> Tensor:
-        "The loss of the first stage: the error of the paraphraser's reconstruction."
+    def first_stage(self, student: Out, teacher: Out, y: Tensor, index: Tensor) -> Tensor:
+        "Computes the loss of the first stage, a scalar: the paraphraser's error."
         s, t = self.taken(student, False), self.taken(teacher, True)
         self.prepare(s, t)
         with torch.autocast(y.device.type, enabled=False):

@@ -35,7 +35,8 @@ def margins(
     z = mean / deviation
     negative = torch.special.ndtr(-z)
     density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
-    return torch.where(negative > 0.001, mean - deviation * density / negative, -3 * deviation)
+    hardly = -3 * deviation + 0 * mean   # a NaN of either number stays one
+    return torch.where(negative > 0.001, mean - deviation * density / negative, hardly)
 
 # %% ../../nbs/losses/26_ofd.ipynb #c20
 class BatchNorm(nn.BatchNorm2d):

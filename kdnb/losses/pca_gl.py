@@ -101,6 +101,7 @@ class PCAGL(MapTerm):
             f"p={p!r} is not a probability, a number from 0 to 1.")
         self.p, self.heads, self.side = float(p), whole("heads", heads), whole("side", side)
         self.needs = ("maps",) if part == "gl" else ("maps", "attention")
+        self.student_needs = ("maps",)
         self.qkv, self.linear = None, None
 
     def prepare(self, student: Out, teacher: Out, labels: Tensor | None = None):

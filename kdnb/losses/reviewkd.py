@@ -74,6 +74,7 @@ class ReviewKD(MapTerm):
         super().__init__()
         self.before, self.middle = one_of("before", before, (False, True)), whole("middle", middle)
         self.needs = ("embedding", "before") if before else ("embedding", "maps", "before")
+        self.student_needs = ("embedding", "before" if before else "maps")
         self.fusions = None
 
     def levels(self, student: Out, teacher: Out) -> list[tuple]:

@@ -24,15 +24,15 @@ def squared_distances(
     gram = x @ x.T
     both = gram.diagonal()[:, None] + gram.diagonal()
     squares = both - 2 * gram
-    apart = squares > 16 * torch.finfo(x.dtype).eps * both
-    return torch.where(apart, squares, 0).fill_diagonal_(0)
+    equal = squares <= 16 * torch.finfo(x.dtype).eps * both   # not so for a NaN, which stays
+    return torch.where(equal, 0, squares).fill_diagonal_(0)
 
 
 def relative(
     squares: Tensor,   # squared distances, `[b, b]`
 ) -> Tensor:           # `[b, b]`, zero where there is no distance
     "Distances divided by the mean distance of two different samples."
-    apart, b = squares > 0, len(squares)
+    apart, b = squares != 0, len(squares)
     distances = torch.where(apart, squares, 1).sqrt() * apart
     total = distances.sum()
     return distances * (b * (b - 1)) / torch.where(total > 0, total, torch.inf)

@@ -9,7 +9,7 @@ __all__ = ['GROUPS', 'normed', 'depthwise', 'pointwise', 'MobileNet', 'Inverted'
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import Out
+from ..contract import Network, Out
 from .resnet import scale_and_shift
 from ..registry import models
 
@@ -30,7 +30,7 @@ def pointwise(inputs: int, outputs: int) -> list:
     return normed(inputs, outputs, 1)
 
 # %% ../../nbs/models/40_mobilenet.ipynb #c7
-class MobileNet(nn.Module):
+class MobileNet(Network):
     "A stem, four stages of depthwise and pointwise convolutions, average pooling and a classifier."
     def __init__(self,
         classes: int = 10,
@@ -80,7 +80,7 @@ GROUPS = [[(1, 16, 1, 1), (6, 24, 2, 1)], [(6, 32, 3, 2)],
           [(6, 64, 4, 2), (6, 96, 3, 1)], [(6, 160, 3, 2), (6, 320, 1, 1)]]
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Network):
     "A stem, four stages of inverted blocks, a 1 x 1 convolution, average pooling, a classifier."
     def __init__(self,
         classes: int = 10,

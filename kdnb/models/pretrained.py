@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models as published
 
-from ..contract import Out
+from ..contract import Network, Out
 from ..data.images import Images
 from .torchvision import NAMES
 from .vit import as_map
@@ -63,7 +63,7 @@ def expected(name: str, weights: str) -> Expected:
     return Expected(made.crop_size[0], tuple(made.mean), tuple(made.std), made.interpolation.value)
 
 # %% ../../nbs/models/80_pretrained.ipynb #c9
-class TimmTransformer(nn.Module):
+class TimmTransformer(Network):
     "timm's vision transformer, block by block, with the outputs of the contract."
     def __init__(self,
         net: nn.Module,            # a vision transformer of timm with one class token
@@ -135,7 +135,7 @@ def from_timm(name: str):
 for name in TIMM: models.register(name)(from_timm(name))
 
 # %% ../../nbs/models/80_pretrained.ipynb #c17
-class Adapted(nn.Module):
+class Adapted(Network):
     "A network that takes a data set's images and sees them as it was made for."
     def __init__(self,
         net: nn.Module,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import Out
+from ..contract import Network, Out
 from ..registry import models
 
 # %% ../../nbs/models/10_resnet.ipynb #c4
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
         return self.last(F.relu(self.middle(F.relu(self.first(x))))) + self.shortcut(x)
 
 # %% ../../nbs/models/10_resnet.ipynb #d0
-class Staged(nn.Module):
+class Staged(Network):
     """A stem, stages of blocks that give their output before its last ReLU, average pooling and a
     linear classifier; subclasses make `stem`, `stages` and `classifier`."""
     def forward(self,

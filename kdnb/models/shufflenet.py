@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import Out
+from ..contract import Network, Out
 from .resnet import Staged
 from ..registry import models
 
@@ -96,7 +96,7 @@ class Paths(nn.Module):
         return shuffle(torch.cat([self.left(x), self.right(x)], 1), 2)
 
 # %% ../../nbs/models/50_shufflenet.ipynb #c17
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Network):
     "A 1 x 1 stem of 24 channels, three stages, a 1 x 1 convolution, average pooling, a classifier."
     def __init__(self,
         classes: int = 10,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models as published
 
-from ..contract import Out
+from ..contract import Network, Out
 from .resnet import scale_and_shift
 from ..registry import InputError, models, unknown
 
@@ -78,7 +78,7 @@ def last_norm(block: nn.Module) -> nn.BatchNorm2d:
     return block.conv[-1] if hasattr(block, "conv") else getattr(block, "bn3", block.bn2)
 
 # %% ../../nbs/models/60_torchvision.ipynb #c9
-class Walked(nn.Module):
+class Walked(Network):
     "A network of torchvision, part by part, with the outputs of the contract."
     def __init__(self,
         net: nn.Module,  # a ResNet or a MobileNetV2 of torchvision

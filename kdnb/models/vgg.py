@@ -9,12 +9,12 @@ __all__ = ['DEPTHS', 'VGG', 'plain']
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import Out
+from ..contract import Network, Out
 from .resnet import scale_and_shift
 from ..registry import models
 
 # %% ../../nbs/models/30_vgg.ipynb #c4
-class VGG(nn.Module):
+class VGG(Network):
     "Five stages of 3 x 3 convolutions with max-pools between, average pooling and a classifier."
     def __init__(self,
         stages: list[list[int]],  # width of each convolution in each stage

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ViT_B_16_Weights, VisionTransformer
 
-from ..contract import Out
+from ..contract import Network, Out
 from .torchvision import load
 from ..registry import InputError, models, whole
 
@@ -35,7 +35,7 @@ def as_map(
     return shown, torch.cat([x[:, :1], shown.flatten(2).mT], 1)
 
 # %% ../../nbs/models/70_vit.ipynb #e0
-class Transformer(nn.Module):
+class Transformer(Network):
     "torchvision's vision transformer, block by block, with the outputs of the contract."
     def __init__(self,
         net: VisionTransformer,

@@ -9,7 +9,7 @@ __all__ = ['PreActivated', 'WideResNet', 'wide']
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contract import Out
+from ..contract import Network, Out
 from .resnet import scale_and_shift
 from ..registry import models
 
@@ -34,7 +34,7 @@ class PreActivated(nn.Module):
         return y + (x if self.shortcut is None else self.shortcut(active))
 
 # %% ../../nbs/models/20_wrn.ipynb #c9
-class WideResNet(nn.Module):
+class WideResNet(Network):
     "A stem, three stages of pre-activated blocks, normalisation, average pooling and a classifier."
     def __init__(self,
         depth: int,          # layers with weights, 6 n + 4

@@ -1,0 +1,152 @@
+"What the training engine does beside the plain path: first stages, peers, assistants, enumeration, compiled networks, curves for TensorBoard, several ranks."
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import kdnb.engine.execute as module
+from kdnb.data.images import load_images
+from kdnb.data.views import Views
+from kdnb.engine.execute import How, Speed, enumerate_views, load_net
+from kdnb.engine.learner import Learner, restore, state
+from kdnb.engine.optimisers import optimisers
+from kdnb.engine.progress import Board
+from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted, optimised
+from kdnb.engine.train import Teachers, drawn_as, frozen, train_epoch, views_for
+from kdnb.registry import InputError, losses, models
+from kdnb.store import Store
+
+IMAGES = load_images("digits").split(validation=100, train=128, test=100)
+PHASE = Phase("classify", 2, 64, 0.05)
+
+
+def student(**changes):
+    return replace(Run("resnet8", "ce", (PHASE,), IMAGES.identity, 0), **changes)
+
+
+TEACHER = student(net="resnet14")
+
+
+def execute(runs, store, **how):
+    "The results of some runs, each an entry of a small plan."
+    entries = tuple(Entry(run, "distilled" if run.terms else "student", run.method, "resnet14", run.net) for run in runs)
+    return module.execute(Plan("toy", entries, "quick", IMAGES.identity), IMAGES, store, How(live=False, **how))
+
+
+def trained(run, teacher=None, epochs=None):
+    nets = {TEACHER.key: teacher} if teacher else {}
+    learner = Learner(run, IMAGES, teacher)
+    while not learner.done and epochs != 0:
+        train_epoch([learner], IMAGES, views_for(learner.current, IMAGES), Teachers(nets))
+        epochs = epochs and epochs - 1
+    return learner
+
+
+def same(a, b):
+    one, two = state(a)[0], state(b)[0]
+    return one.keys() == two.keys() and all(v.equal(two[k]) for k, v in one.items())
+
+
+def test_all_answers_are_asked_beforehand_where_a_schedule_is_long_enough(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "enumerate_views", lambda *rest: asked.append(1) or enumerate_views(*rest))
+    views = Views(IMAGES.train_x, IMAGES).count
+    long = replace(PHASE, epochs=views + 1)
+    teacher = replace(TEACHER, phases=(replace(PHASE, epochs=1),))
+    short, many = (student(phases=(p,), terms=(Weighted("mse", 0.01),), teacher=teacher) for p in (PHASE, long))
+    execute([short], Store(tmp_path/"a"))
+    assert not asked
+    first = execute([many], Store(tmp_path/"a"))[many.key]
+    assert asked
+    monkeypatch.setattr(module, "CACHE", 0.0)
+    second = execute([many], Store(tmp_path/"b"))[many.key]
+    assert first["history"] == second["history"]
+
+
+def test_a_run_with_a_peer_goes_on_where_it_was_stopped():
+    run = student(terms=(Weighted("dml"),), peer="resnet14")
+    whole, begun = trained(run), trained(run, epochs=1)
+    tensors, about = state(begun)
+    again = Learner(run, IMAGES)
+    restore(again, {k: v.clone() for k, v in tensors.items()}, about)
+    while not again.done: train_epoch([again], IMAGES, views_for(PHASE, IMAGES), Teachers())
+    assert same(whole, again) and whole.history == again.history
+    start = Learner(run, IMAGES)
+    assert any(not p.equal(q) for p, q in zip(start.peer.parameters(), whole.peer.parameters()))
+
+
+@pytest.mark.parametrize("name", optimisers.names())
+def test_every_optimiser_resumes_bit_by_bit(name):
+    run = student(phases=(optimised(PHASE, name),))
+    whole, begun = trained(run), trained(run, epochs=1)
+    tensors, about = state(begun)
+    again = Learner(run, IMAGES)
+    restore(again, {k: v.clone() for k, v in tensors.items()}, about)
+    while not again.done: train_epoch([again], IMAGES, views_for(PHASE, IMAGES), Teachers())
+    assert same(whole, again) and whole.history == again.history
+    assert run.key != student().key
+
+
+def test_after_a_first_stage_the_epochs_are_those_of_all_students():
+    initial = student(phases=(replace(PHASE, kind="initial"), PHASE))
+    plain, staged = Learner(student(), IMAGES), Learner(initial, IMAGES)
+    assert drawn_as(staged) != drawn_as(plain)
+    staged.phase = 1
+    assert drawn_as(staged) == drawn_as(plain)
+    contrast = Learner(student(objective="supcon", phases=(Phase("contrast", 1, 64, 0.1), Phase("linear", 1, 64, 0.1))), IMAGES)
+    assert drawn_as(contrast) == 0
+
+
+def test_a_warm_up_weighs_less_at_first():
+    rising = Weighted("mse", 2.0, warmup=4)
+    assert [rising.at(e) for e in (0, 1, 3, 9)] == [0.5, 1.0, 2.0, 2.0] and Weighted("mse", 2.0).at(0) == 2.0
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT",
+                    reason="where the processor has no vector instructions, torch's compiler writes code that does not compile")
+def test_a_compiled_network_learns_the_same(tmp_path):
+    run = student(net="resnet8", phases=(replace(PHASE, epochs=1),))
+    plain = execute([run], Store(tmp_path/"a"))[run.key]
+    quick = execute([run], Store(tmp_path/"b"), speed=Speed(compiled=True))[run.key]
+    assert abs(plain["history"][0]["loss"] - quick["history"][0]["loss"]) < 1e-3
+
+
+def test_folding_changes_nothing_but_rounding():
+    torch.manual_seed(0)
+    for name in ("resnet8", "resnet50"):
+        net = models.build(name)
+        net(torch.randn(8, 3, 32, 32))
+        x = torch.randn(4, 3, 32, 32)
+        plain = net.eval()(x)
+        norms, logits = plain.norms, plain.logits.detach()
+        out = frozen(net)(x)
+        assert (out.logits - logits).abs().max() < 1e-4 * logits.abs().max()
+        assert all(a.equal(b) for a, b in zip(out.norms, norms))
+        assert not any(type(m) is torch.nn.BatchNorm2d for m in net.modules())
+
+
+def test_curves_for_tensorboard(tmp_path):
+    run = student()
+    record = execute([run], Store(tmp_path/"a"), board=Board(tmp_path/"curves"))[run.key]
+    curve = EventAccumulator(str(tmp_path/"curves"/run.label)).Reload().Scalars("test/top1")
+    assert [round(p.value, 3) for p in curve] == [round(r["test"]["top1"], 3) for r in record["history"]]
+
+
+def test_every_loss_is_that_of_the_whole_batch_on_two_ranks(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                           str(Path(__file__).parents[1]/"ranks.py")], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(set(done.stdout.split())) == sorted(losses.names())
+
+
+def test_a_teacher_must_be_as_good_as_its_result_says(tmp_path):
+    plan = [student(terms=(Weighted("mse", 0.01),), teacher=TEACHER)]
+    execute(plan, Store(tmp_path))
+    record = Store(tmp_path).results()[TEACHER.key]
+    record["scores"]["top1"]["last"] += 5 if record["scores"]["top1"]["last"] < 90 else -5
+    Store(tmp_path).finish(record)
+    with pytest.raises(InputError, match="classifies .* of the test images"): load_net(TEACHER, Store(tmp_path), IMAGES)
