@@ -183,11 +183,6 @@ class CRDBenchmark(Experiment):
             return f"{row.spec} needs a network between {' and '.join(pair)}, and none is known."
         return refusal(row, *pair, images)
 
-    def refusals(self, images: Images) -> list[str]:
-        said = [self.refused(row, pair, images) for pair in self.pairs_on(images)
-                for row in self.rows]
-        return list(dict.fromkeys(text for text in said if text))
-
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
         return [*data_choices(images), *training_choices(self), *weight_choices(),
                 *pair_choices(), *other_choices(self), *common_choices(self)]

@@ -130,7 +130,8 @@ class Lee2025(Experiment):
         found += [Entry(run, "student", "student", *pair) for run in (student, twin)]
         for row in self.rows:
             if refusal(row, *pair, images): continue
-            run = distill(student, self.terms(row), teacher, self.assistant(teacher, student))
+            learner = row.batched(student)
+            run = distill(learner, self.terms(row), teacher, self.assistant(teacher, student))
             if run.teacher and run.teacher != teacher:
                 found.append(Entry(run.teacher, "assistant", "assistant", *pair))
             found.append(Entry(run, "distilled", row.spec, *pair))
