@@ -8,6 +8,7 @@ __all__ = ['SHARE', 'PASSES', 'INITIAL', 'Beside', 'moved', 'cast', 'casts', 'fi
            'coverage', 'bias_numbers', 'Coverage']
 
 # %% ../../nbs/analysis/77_bias.ipynb #c2
+import re
 from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
@@ -74,7 +75,7 @@ def casts(p: Beside, results: dict[str, dict]) -> list[tuple[Images, list[Compar
 # %% ../../nbs/analysis/77_bias.ipynb #c14
 def file_name(images: Images) -> str:
     "Gives a data set's part of a file name."
-    return "".join(letter if letter.isalnum() else "-" for letter in images.name).strip("-")
+    return re.sub("[^a-z0-9]+", "-", images.name).strip("-")
 
 # %% ../../nbs/analysis/77_bias.ipynb #c17
 def chosen_radii(value, images: Images) -> list[float]:
