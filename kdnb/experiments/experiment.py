@@ -144,16 +144,14 @@ def refusal_of(spec: str, teacher: str, student: str, shape: tuple, classes: int
 PRINTED = ["row", "teacher", "student", "objective", "data", "value", "sd", "n"]
 
 
-def paper_numbers(
-    paper: str, dataset: str, items=None, metrics=("top1", "accuracy"),
-) -> pd.DataFrame:
-    "Reads the scores that a paper reports on a data set, a row each; `InputError` if unknown."
+def paper_numbers(paper: str, dataset: str, items=None) -> pd.DataFrame:
+    "Reads the accuracies that a paper reports on a data set, a row each; `InputError` if unknown."
     path = ROOT/"papers"/f"{paper}.csv"
     if not path.exists():
         raise InputError(f"there are no numbers of the paper {paper!r}: {path} does not exist.")
     numbers = pd.read_csv(path).astype({"setting": str})
     numbers["setting"] = numbers.setting.replace("nan", "")
-    fits = (numbers.dataset == dataset) & numbers.metric.isin(metrics)
+    fits = (numbers.dataset == dataset) & numbers.metric.isin(["top1", "accuracy"])
     if items is not None: fits &= numbers.item.isin(items)
     return numbers[fits].reset_index(drop=True)
 
