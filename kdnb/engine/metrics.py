@@ -6,7 +6,6 @@
 __all__ = ['metrics', 'FEW', 'among_first', 'top1', 'top5']
 
 # %% ../../nbs/engine/06_metrics.ipynb #c2
-import torch
 from torch import Tensor
 
 from ..registry import Registry
@@ -24,13 +23,13 @@ def among_first(
     best = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
     return (best == y[:, None]).any(1).float()
 
-# %% ../../nbs/engine/06_metrics.ipynb #c7
+# %% ../../nbs/engine/06_metrics.ipynb #c8
 @metrics.register("top1")
 def top1():
     "Gives top-1 accuracy: the highest logit is the label's."
     return lambda logits, y: (logits.argmax(1) == y).float()
 
-# %% ../../nbs/engine/06_metrics.ipynb #c9
+# %% ../../nbs/engine/06_metrics.ipynb #c10
 FEW = 20  # classes up to which being among the first five says little
 
 

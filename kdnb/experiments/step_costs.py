@@ -14,6 +14,7 @@ import torch
 
 from ..data.images import Images
 from ..engine.learner import Learner
+from ..engine.run import Run
 from ..engine.train import batches, inputs, step, views_for
 from ..models.pretrained import network
 from ..style import COLOURS, MARKERS, STYLE
