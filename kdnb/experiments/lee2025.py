@@ -78,7 +78,7 @@ def given_options(rows: tuple[Row, ...], given: dict) -> dict:
                              f"{', '.join(dict.fromkeys(names))} has it.")
     return given
 
-# %% ../../nbs/experiments/40_lee2025.ipynb #c12
+# %% ../../nbs/experiments/40_lee2025.ipynb #c14
 @dataclass(frozen=True, kw_only=True)
 class Lee2025(Experiment):
     "A table of lee2025 as it was asked for."
@@ -141,7 +141,7 @@ class Lee2025(Experiment):
         return [*network_choices(self), *data_choices(images), *training_choices(self, images),
                 *LOSS_CHOICES, *common_choices(self)]
 
-# %% ../../nbs/experiments/40_lee2025.ipynb #c14
+# %% ../../nbs/experiments/40_lee2025.ipynb #c16
 def network_choices(p: Lee2025) -> list[tuple[str, str, str]]:
     "Gives the choices of networks and seeds."
     recipe, small = p.recipe, p.recipe.cut is not None
@@ -153,7 +153,7 @@ def network_choices(p: Lee2025) -> list[tuple[str, str, str]]:
          "initialisation, order and view for every loss",
          "paper: repeated over seeds; ours: pairing")]
 
-# %% ../../nbs/experiments/40_lee2025.ipynb #c15
+# %% ../../nbs/experiments/40_lee2025.ipynb #c17
 def training_choices(p: Lee2025, images: Images) -> list[tuple[str, str, str]]:
     "Gives the choices of the training."
     classify, contrast, linear = map(
@@ -171,7 +171,7 @@ def training_choices(p: Lee2025, images: Images) -> list[tuple[str, str, str]]:
         ("SupCon, classifier", f"{phase_text(linear)}; linear, on the frozen encoder",
          f"{source}; two stages: official code (SupContrast)")]
 
-# %% ../../nbs/experiments/40_lee2025.ipynb #c16
+# %% ../../nbs/experiments/40_lee2025.ipynb #c18
 LOSS_CHOICES = [
     ("objective", "cross-entropy + weight times the loss", "paper, Eq. 6"),
     ("compared vectors", "logits unless the row says embedding",
