@@ -12,7 +12,7 @@ from torch import Tensor
 from ..contract import Out, VectorTerm
 from ..registry import InputError, losses, not_negative, positive
 
-# %% ../../nbs/losses/11_dkd.ipynb #n19
+# %% ../../nbs/losses/11_dkd.ipynb #n0
 def target_and_others(
     u: Tensor,                # logits, `[b, c]`
     y: Tensor,                # labels, `[b]`
@@ -31,7 +31,7 @@ def divergence(
     log_p, log_q = t.log_softmax(1), s.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
-# %% ../../nbs/losses/11_dkd.ipynb #n22
+# %% ../../nbs/losses/11_dkd.ipynb #n3
 def dkd_parts(
     s: Tensor,                # student's logits, `[b, c]`
     t: Tensor,                # teacher's logits, `[b, c]`

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..contract import MapTerm, Out, full_precision, same_size
 from ..registry import InputError, losses
 
-# %% ../../nbs/losses/35_fsp.ipynb #n2
+# %% ../../nbs/losses/35_fsp.ipynb #n19
 def flow(
     f: Tensor,   # a layer's map, `[b, c1, h, w]`
     g: Tensor,   # the next layer's map, `[b, c2, h2, w2]`
@@ -32,7 +32,7 @@ def fsp_loss(
     "Sums the mean squared difference of both networks' flows over layers (Yim 2017, Eq. 2)."
     return sum(F.mse_loss(flow(*x), flow(*z)) for x, z in zip(pairwise(s), pairwise(t)))
 
-# %% ../../nbs/losses/35_fsp.ipynb #n12
+# %% ../../nbs/losses/35_fsp.ipynb #n29
 def layers(out: Out) -> list[Tensor]:
     "Lists the map before the first stage and those of all stages; `InputError` without the former."
     if out.stem is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..contract import MapTerm, Out, full_precision, same_size, unit
 from ..registry import InputError, losses, one_of, positive
 
-# %% ../../nbs/losses/29_ft.ipynb #n1
+# %% ../../nbs/losses/29_ft.ipynb #n21
 def direction(
     f: Tensor,                   # a factor, `[b, ch, h, w]`
     compare: str = "positions",  # "positions" or "factors"
@@ -34,7 +34,7 @@ def ft_loss(
     "Averages the absolute difference of normalised factors, by default of their positions."
     return (direction(s, compare) - direction(t, compare)).abs().mean()
 
-# %% ../../nbs/losses/29_ft.ipynb #n11
+# %% ../../nbs/losses/29_ft.ipynb #n31
 def encoder(
     wide: int,            # channels of the map
     narrow: int,          # channels of the factor

@@ -12,13 +12,13 @@ from torch import Tensor
 from ..contract import MapTerm, Out, paired, same_size, unit
 from ..registry import losses
 
-# %% ../../nbs/losses/36_nst.ipynb #n3
+# %% ../../nbs/losses/36_nst.ipynb #n21
 def by_positions(d: Tensor, e: Tensor) -> Tensor:
     "Computes the squared distance of matrices `[p, p]` from differences and sums `[b, c, p]`."
     h = d.mT @ e
     return (h + h.mT).square().sum((1, 2)) / 4
 
-# %% ../../nbs/losses/36_nst.ipynb #n5
+# %% ../../nbs/losses/36_nst.ipynb #n23
 def by_channels(d: Tensor, e: Tensor) -> Tensor:
     "Computes the same numbers from matrices `[c, c]`."
     across = e @ d.mT

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..contract import VectorTerm, unit
 from ..registry import losses
 
-# %% ../../nbs/losses/34_pkt.ipynb #n1
+# %% ../../nbs/losses/34_pkt.ipynb #n13
 EPS = 1e-7  # added to both probabilities inside the logarithm
 
 

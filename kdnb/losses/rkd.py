@@ -13,7 +13,7 @@ from torch import Tensor
 from ..contract import VectorTerm
 from ..registry import InputError, losses, not_negative
 
-# %% ../../nbs/losses/33_rkd.ipynb #n2
+# %% ../../nbs/losses/33_rkd.ipynb #n24
 def squared_distances(
     x: Tensor,   # one network's vectors, `[b, d]`
 ) -> Tensor:     # `[b, b]`
@@ -68,7 +68,7 @@ def angle_sums(
         slope -= push.sum(0) / 2
     return value / b**3, slope / b**3
 
-# %% ../../nbs/losses/33_rkd.ipynb #n7
+# %% ../../nbs/losses/33_rkd.ipynb #n29
 class Angles(torch.autograd.Function):
     "`angle_sums` with its own gradient."
     @staticmethod

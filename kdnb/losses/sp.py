@@ -11,7 +11,7 @@ from torch import Tensor
 from ..contract import MapTerm, Out, unit
 from ..registry import losses
 
-# %% ../../nbs/losses/31_sp.ipynb #n2
+# %% ../../nbs/losses/31_sp.ipynb #n16
 def similarities(
     f: Tensor,   # a map, `[b, ch, h, w]`, or anything with a row per image
 ) -> Tensor:     # `[b, b]`, each row of length 1

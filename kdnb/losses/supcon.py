@@ -13,7 +13,7 @@ from ..contract import VectorTerm, full_precision
 from ..registry import losses, one_of, positive
 from ..scores import mean_contrast
 
-# %% ../../nbs/losses/40_supcon.ipynb #n1
+# %% ../../nbs/losses/40_supcon.ipynb #n29
 def own_class(
     y: Tensor,                 # labels, `[b]`
 ) -> tuple[Tensor, Tensor]:    # both `[b]`
