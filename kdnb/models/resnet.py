@@ -102,7 +102,8 @@ FOUR_STAGES = {"resnet18": (Basic, [2, 2, 2, 2]), "resnet34": (Basic, [3, 4, 6, 
                "resnet50": (Bottleneck, [3, 4, 6, 3])}
 THIN = {"resnet8": (1, 16, 1), "resnet14": (2, 16, 1), "resnet20": (3, 16, 1),
         "resnet32": (5, 16, 1), "resnet44": (7, 16, 1), "resnet56": (9, 16, 1),
-        "resnet110": (18, 16, 1), "resnet8x4": (1, 32, 4), "resnet32x4": (5, 32, 4)}
+        "resnet110": (18, 16, 1), "resnet8x4": (1, 32, 4), "resnet32x4": (5, 32, 4),
+        "resnet8_w4": (1, 4, 0.25)}
 
 
 def four_stages(block: type, depths: list[int]):
@@ -112,11 +113,11 @@ def four_stages(block: type, depths: list[int]):
     return make
 
 # %% ../../nbs/models/10_resnet.ipynb #c9
-def thin(depth: int, stem: int, times: int):
-    "Makes a factory of the CRD benchmark's three-stage networks."
+def thin(depth: int, stem: int, times: float):
+    "Makes a factory of the CRD benchmark's three-stage networks; \"resnet8_w4\" is ours."
+    widths = [int(width * times) for width in (16, 32, 64)]
     def make(classes: int = 10, channels: int = 3) -> ResNet:
-        return ResNet(Basic, [depth] * 3, stem, [16 * times, 32 * times, 64 * times],
-                      classes, channels)
+        return ResNet(Basic, [depth] * 3, stem, widths, classes, channels)
     return make
 
 
