@@ -19,7 +19,7 @@ from .claims import (EQUAL, FAILS, HOLDS, UNKNOWN, Cell, claims_table, inside,
                                   numbers, selected)
 from .evidence import Runs, evidence, judged, planned
 from .verdict import NOT_RUN, OPEN, PROVED, VERDICTS
-from ..report.looks import png
+from ..report.figures import png
 from ..report.text import DASH, markdown
 from ..store import Store, write_whole
 from ..style import COLOURS, STYLE
