@@ -204,7 +204,7 @@ def test_a_user_s_runs_leave_the_clone_clean():
     asked = ("from kdnb.experiments.lee2025 import Lee2025\nfrom kdnb.experiments.experiment import ROOT, Table\n"
              "p = Lee2025(table=Table('t', 'lee2025', (), 'T', {}), data='digits')\n"
              "assert p.store.folder == ROOT/'local' and p.store.published == ROOT/'reports'")
-    subprocess.run([sys.executable, "-c", asked], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", asked], env=environment, check=True, timeout=600)
 
 
 def test_the_first_minute_shows_what_distillation_is_about(tmp_path):
