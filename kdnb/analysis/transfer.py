@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .compare import Compared
 from .layers import first_section
 from .small import only, plain
-from ..data.images import DATA, Images, load_images, resized
+from ..data.images import Images, data_names, load_images, resized
 from ..engine.learner import optimiser_of
 from ..engine.run import Phase
 from ..engine.train import batches
@@ -109,7 +109,7 @@ TARGETS = ("stl10", "tiny_imagenet")  # dcd's
 def target_names(target) -> tuple[str, ...]:
     "Gives the data sets of a parameter; `InputError` for an unknown one."
     names = TARGETS if target == "auto" else tuple(words("target", target))
-    known = [name for name in DATA if name not in ("auto", "digits")]
+    known = [name for name in data_names() if name not in ("auto", "digits")]
     for name in names:
         if name not in known: raise unknown("target", name, ["auto", *known])
     return names

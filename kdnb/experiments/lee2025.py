@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
-from ..data.images import DATA, Images
+from ..data.images import Images, data_names
 from ..engine.run import Entry, Phase, Run, distill, weighted
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
                                          phase_text, refusal, terms_of)
@@ -93,7 +93,7 @@ class Lee2025(Experiment):
     def __post_init__(self):
         super().__post_init__()
         if self.teacher not in TEACHERS: raise unknown("teacher", self.teacher, TEACHERS)
-        if self.data not in DATA: raise unknown("data set", self.data, DATA)
+        if self.data not in data_names(): raise unknown("data set", self.data, data_names())
         self.options
 
     @cached_property
