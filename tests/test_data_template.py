@@ -29,7 +29,7 @@ def project(tmp_path_factory):
         text = "".join(cell["source"]).replace("name", "shapes").replace("Name", "Shapes")
         cell["source"] = re.sub(r"(?m)^# (default_exp|export)", r"#| \1", text)
     (folder/"nbs/data/sets/60_shapes.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
-    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=folder, check=True)
+    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=folder, check=True, timeout=600)
     changed = [path for path in (folder/"kdnb").rglob("*.py") if path.read_bytes() != before.get(path)]
     assert {path.name for path in changed} == {"shapes.py", "_modidx.py"}
     return folder
@@ -37,7 +37,7 @@ def project(tmp_path_factory):
 
 def python(project, code, **environment):
     environment = os.environ | {"PYTHONPATH": str(project), "KDNB_CACHE": str(project/"cache")} | environment
-    return subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("write", [made.write_own, made.write_shards], ids=["folders of PNG files", "parquet shards"])

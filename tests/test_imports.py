@@ -9,7 +9,7 @@ SOUND = ["kdnb.contract", "kdnb.losses.kd", "kdnb.data.files", "kdnb.data.images
 
 def python(code):
     "What a fresh interpreter prints."
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
 

@@ -10,7 +10,7 @@ __all__ = ['CUTS', 'LIGHT', 'ASSISTANTS', 'PROTOCOLS', 'PRESETS', 'KD', 'Trainin
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..data.images import DATA, Images
+from ..data.images import Images, data_names
 from ..engine.run import BENCHMARK_EPOCHS, Entry, Phase, Run, distill
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
                                          phase_text, refusal, terms_of)
@@ -102,7 +102,7 @@ class CRDBenchmark(Experiment):
 
     def __post_init__(self):
         super().__post_init__()
-        known = {"protocol": ("both", *PROTOCOLS), "data": DATA}
+        known = {"protocol": ("both", *PROTOCOLS), "data": data_names()}
         for kind, allowed in known.items():
             word = getattr(self, kind)
             if word not in allowed: raise unknown("data set" if kind == "data" else kind, word, allowed)

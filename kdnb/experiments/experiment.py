@@ -389,9 +389,10 @@ class Experiment(Parameters):
     @property
     def layout(self) -> Layout:
         "How the report is laid out."
-        names = {"teacher": "Teacher", "student": "Student alone"} | self.table.rows
-        return Layout(self.table.title, {BASELINE: "KD", "assistant": "Assistant"} | names,
-                      self.REFERENCES, self.OBJECTIVES, self.printed)
+        first, rows = {"teacher": "Teacher", "student": "Student alone"}, self.table.rows
+        more = {BASELINE: rows.get(BASELINE, "KD"), "assistant": "Assistant"}
+        return Layout(self.table.title, first | rows | more, self.REFERENCES, self.OBJECTIVES,
+                      self.printed)
 
     @property
     def records(self) -> list[dict]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from ..data.corruptions import corrupted
-from ..data.images import DATA, Images, load_images
+from ..data.images import Images, data_names, load_images
 from ..engine.run import Entry, Phase, Run, distill, weighted
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
                                          held_out, phase_text, refusal, terms_of)
@@ -119,7 +119,7 @@ class Lee2025(Experiment):
     def __post_init__(self):
         super().__post_init__()
         if self.teacher not in TEACHERS: raise unknown("teacher", self.teacher, TEACHERS)
-        if self.data not in DATA: raise unknown("data set", self.data, DATA)
+        if self.data not in data_names(): raise unknown("data set", self.data, data_names())
         self.options
 
     @cached_property

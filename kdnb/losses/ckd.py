@@ -15,7 +15,7 @@ from .supcon import supcon_loss
 from ..registry import InputError, losses, one_of, positive
 from ..scores import pair_cross_entropy
 
-# %% ../../nbs/losses/45_ckd.ipynb #n0
+# %% ../../nbs/losses/45_ckd.ipynb #n22
 TRIPLES = ("t_s_s", "s_t_t", "s_t_s")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..contract import EmbeddedTerm, Out, unit
 from ..registry import InputError, losses, not_negative, one_of, positive
 
-# %% ../../nbs/losses/46_dcd.ipynb #n0
+# %% ../../nbs/losses/46_dcd.ipynb #n21
 def consistency(
     log_s: Tensor,       # logarithm of each student's softmax over teachers, `[b, b]`
     log_t: Tensor,       # logarithm of each teacher's softmax over students, `[b, b]`

@@ -13,7 +13,7 @@ from torch import Tensor
 from .crd_infonce import CRDInfoNCE
 from ..registry import losses
 
-# %% ../../nbs/losses/43_supcrd.ipynb #n0
+# %% ../../nbs/losses/43_supcrd.ipynb #n14
 def lse_of(
     scores: Tensor,  # `[b, n]`
     chosen: Tensor,  # which of them count, booleans `[b, n]`

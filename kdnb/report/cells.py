@@ -7,7 +7,7 @@ __all__ = ['PRINTED', 'SECTION', 'TAKEN', 'CELL', 'FIXED', 'Layout', 'check_layo
            'without_seed', 'details', 'score_columns', 'facts_of', 'entry_facts', 'flat', 'check_metric', 'mean_sd',
            'score_names', 'spreads_of', 'lost_text', 'cells_of', 'value_text', 'told_apart', 'variants', 'printed_for',
            'compared_with', 'by_seed', 'differences', 'over', 'ordered', 'row_name', 'summary', 'check_objectives',
-           'of_section', 'sections_of', 'further_scores', 'laid_out', 'other_code']
+           'of_section', 'sections_of', 'divided', 'distinct', 'titles', 'further_scores', 'laid_out', 'other_code']
 
 # %% ../../nbs/report/20_cells.ipynb #c2
 import re
@@ -189,7 +189,7 @@ def cells_of(runs: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     "Gives a row per cell with its means, and for every run the position of its cell."
     groups = runs.groupby(CELL, sort=False, dropna=False)
     at = groups.ngroup()
-    first = ["net", "wording", "training", "optimiser", "details", "note"]
+    first = ["net", "wording", "training", "optimiser", "details"]
     table = pd.concat([runs.groupby(at)[[*CELL, *first]].first(), spreads_of(runs, at)], axis=1)
     by = runs.groupby(at)
     table["n"], table["seconds"] = by.size(), by.seconds.mean()
@@ -216,9 +216,10 @@ def told_apart(several: list[dict], marks: list[str]) -> list[str]:
 # %% ../../nbs/report/20_cells.ipynb #c54
 def variants(table: pd.DataFrame) -> list[str]:
     "Gives for each cell what tells it from the others of its row; \"\" where it is the only one."
-    row, found = [*SECTION, "role", "row", "objective"], pd.Series("", index=table.index)
-    for _, part in table[table.duplicated(row, keep=False)].groupby(row, sort=False):
-        found[part.index] = told_apart([*part.details], [*part.cell.str[:4]])
+    found = np.full(len(table), "", object)
+    groups = table.groupby([*SECTION, "role", "row", "objective"], sort=False).indices
+    for at in (at for at in groups.values() if len(at) > 1):
+        found[at] = told_apart([*table.details.iloc[at]], [*table.cell.iloc[at].str[:4]])
     return found.tolist()
 
 # %% ../../nbs/report/20_cells.ipynb #c57
@@ -226,7 +227,7 @@ def printed_for(table: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     "Gives the paper's value, standard deviation and number of runs for each cell; NaN for none."
     found = pd.DataFrame(np.nan, index=table.index, columns=["paper", "paper_sd", "paper_n"])
     if printed.empty: return found
-    fits = np.repeat((table.note == "").to_numpy()[:, None], len(printed), 1)
+    fits = np.ones((len(table), len(printed)), bool)
     for name in PRINTED[:5]:
         asked, own = printed[name].fillna("").to_numpy(), table[name].to_numpy()
         fits &= (own[:, None] == asked) | (asked == "")
@@ -313,7 +314,7 @@ def summary(
     table = pd.concat([table, *gains, printed_for(table, layout.printed)], axis=1)
     table = table.assign(gap=table["last"] - table.paper, variant=variants(table),
                          name=[row_name(cell, layout) for cell in table.itertuples()])
-    return ordered(table.drop(columns=["details", "note"]), layout)
+    return ordered(table.drop(columns="details"), layout)
 
 # %% ../../nbs/report/20_cells.ipynb #c73
 def check_objectives(table: pd.DataFrame, layout: Layout):
@@ -332,14 +333,30 @@ def sections_of(table: pd.DataFrame) -> list[dict[str, str]]:
     "Gives the sections of a frame in order."
     return table[SECTION].drop_duplicates().to_dict("records")
 
-# %% ../../nbs/report/20_cells.ipynb #c84
+# %% ../../nbs/report/20_cells.ipynb #c83
+def divided(frame: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
+    "Gives the rows of each section, by the values of its columns, in order."
+    return dict(list(frame.groupby(SECTION, sort=False)))
+
+# %% ../../nbs/report/20_cells.ipynb #c86
+def distinct(names: list[str], sections: list[dict]) -> list[str]:
+    "Gives the names of sections, with the data's fingerprint where they would be equal."
+    return [name if names.count(name) == 1 else f"{name}, data {section['fingerprint']}"
+            for name, section in zip(names, sections)]
+
+# %% ../../nbs/report/20_cells.ipynb #c87
+def titles(sections: list[dict]) -> list[str]:
+    "Gives the titles of sections, no two the same."
+    return distinct([title(section) for section in sections], sections)
+
+# %% ../../nbs/report/20_cells.ipynb #c90
 def further_scores(table: pd.DataFrame) -> list[str]:
     "Gives the scores of a summary beside the metric, where some cell has them."
     own = ("last", "best", "selected", "paper")
     return [name for name in table if f"{name}_sd" in table and name not in own
             and table[name].notna().any()]
 
-# %% ../../nbs/report/20_cells.ipynb #c87
+# %% ../../nbs/report/20_cells.ipynb #c93
 def laid_out(
     plans: list[dict], results: dict[str, dict], layout: Layout,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -350,7 +367,7 @@ def laid_out(
     raise InputError(f"there is nothing to report: of {asked} runs that were asked for "
                      "none has a result yet; train them first.")
 
-# %% ../../nbs/report/20_cells.ipynb #c90
+# %% ../../nbs/report/20_cells.ipynb #c96
 def other_code(
     runs: pd.DataFrame,              # from `flat`
     current: dict[str, str] | None,  # digests of the present code; a name it lacks is not checked

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from .cells import mean_sd
-from .figures import png
+from .looks import png
 from .text import DASH, escape, markdown
 from .write import image
 from ..registry import InputError

@@ -6,8 +6,8 @@
 __all__ = ['DASH', 'HTML', 'MARKS', 'SCORES', 'DIFFERENCES', 'REST', 'score_text', 'difference_text', 'escape', 'markdown',
            'folded', 'blocks', 'aligned', 'plain', 'labels', 'objective_texts', 'last_texts', 'over_columns',
            'cost_columns', 'devices_of', 'how_columns', 'paper_columns', 'readable', 'overview', 'overviews',
-           'sections_text', 'reading', 'concerned', 'stated_once', 'notes_text', 'settings_text', 'code_text',
-           'missing_text', 'show', 'log_text']
+           'readables', 'sections_text', 'reading', 'concerned', 'stated_once', 'notes_text', 'settings_text',
+           'code_text', 'missing_text', 'show', 'log_text']
 
 # %% ../../nbs/report/30_text.ipynb #c2
 import re
@@ -16,8 +16,8 @@ import textwrap
 import numpy as np
 import pandas as pd
 
-from .cells import (SECTION, Layout, further_scores, head, laid_out, of_section,
-                               other_code, section_of, sections_of, title)
+from .cells import (SECTION, Layout, further_scores, distinct, divided, head,
+                               laid_out, other_code, section_of, titles)
 from ..store import digest_of
 
 # %% ../../nbs/report/30_text.ipynb #c5
@@ -41,7 +41,8 @@ def difference_text(mean, low, high, p, pairs=None) -> str:
 
 # %% ../../nbs/report/30_text.ipynb #c10
 HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-MARKS = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:])")
+MARKS = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:])"
+                   r"|^[-+=](?=[\s=-]|$)|(?<=^\d)[.)](?=\s)")
 
 
 def escape(text) -> str:
@@ -175,46 +176,56 @@ def overview(part: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     several = part.objective.nunique() > 1
     rows = [f"{label} ({text})" if several else label
             for label, text in zip(labels(part), objective_texts(part, layout))]
-    texts = pd.DataFrame({"row": rows, "pair": part.teacher + " → " + part.student,
-                          "text": [own + beside for own, beside in zip(last_texts(part), paper)]})
-    return texts.pivot_table(index="row", columns="pair", values="text", sort=False,
-                             aggfunc="; ".join).fillna(DASH).reset_index().rename_axis(columns=None)
+    pairs, found = part.teacher + " → " + part.student, {}
+    none = dict.fromkeys(pairs, DASH)
+    for row, pair, own, beside in zip(rows, pairs, last_texts(part), paper):
+        cells = found.setdefault(row, {**none})
+        cells[pair] = own + beside if cells[pair] == DASH else f"{cells[pair]}; {own}{beside}"
+    return pd.DataFrame([{"row": row} | cells for row, cells in found.items()])
 
 # %% ../../nbs/report/30_text.ipynb #c51
 def overviews(table: pd.DataFrame, layout: Layout) -> dict[str, pd.DataFrame]:
     "Gives an overview for all sections that differ in nothing but the pair, by their title."
     groups = [(dict(zip(SECTION, by)), part)
-              for by, part in table.groupby(SECTION[:6], sort=False)]
-    return {head(section): overview(part, layout) for section, part in groups
-            if part.groupby(SECTION).ngroups > 1}
+              for by, part in table.groupby(SECTION[:6], sort=False)
+              if len(part[["teacher", "student"]].drop_duplicates()) > 1]
+    names = distinct([head(section) for section, _ in groups], [section for section, _ in groups])
+    return {name: overview(part, layout) for name, (_, part) in zip(names, groups)}
 
 # %% ../../nbs/report/30_text.ipynb #c53
+def readables(table: pd.DataFrame, layout: Layout) -> dict[str, pd.DataFrame]:
+    "Gives all sections of a summary as they are printed, by their titles."
+    parts = divided(table)
+    names = titles([dict(zip(SECTION, by)) for by in parts])
+    return {name: readable(part, layout) for name, part in zip(names, parts.values())}
+
+# %% ../../nbs/report/30_text.ipynb #c55
 def sections_text(table: pd.DataFrame, layout: Layout) -> str:
     "Writes the overviews and all sections of a summary as Markdown."
-    frames = overviews(table, layout) | {
-        title(section): readable(of_section(table, section), layout)
-        for section in sections_of(table)}
-    return "\n\n".join(f"**{escape(name)}**\n\n{markdown(frame)}" for name, frame in frames.items())
+    frames = overviews(table, layout) | readables(table, layout)
+    return "\n\n".join(f"**{escape(name)}**\n\n{markdown(frame)}"
+                       for name, frame in frames.items())
 
-# %% ../../nbs/report/30_text.ipynb #c56
+# %% ../../nbs/report/30_text.ipynb #c58
 def reading(table: pd.DataFrame, layout: Layout) -> str:
     "Tells how the numbers of a report are read."
     over = [name for name in layout.references if table[f"over {name}"].notna().any()]
     named = " and ".join(f"*over {escape(name)}*" for name in over)
+    named = f"The column {named} gives" if len(over) == 1 else f"The columns {named} give"
     also = [*further_scores(table)] and "Further scores are those of the last epoch."
     paper = table.paper.notna().any() and "*Gap*: the difference from the paper's number."
     return " ".join(filter(None, [
-        SCORES.format(layout.score.capitalize()), named and DIFFERENCES.format(named), also, paper,
+        SCORES.format(layout.score.capitalize()), over and DIFFERENCES.format(named), also, paper,
         table.diverged.any() and "A cell of which a run diverged has no mean.", REST]))
 
-# %% ../../nbs/report/30_text.ipynb #c57
+# %% ../../nbs/report/30_text.ipynb #c59
 SCORES = (
     "{} in percent: mean ± sample standard deviation over seeds (number of seeds). The *last "
     "epoch* is the number to compare. The *best epoch* is picked by its score on the test images "
     "and is therefore optimistic; the epoch *chosen by validation* is picked on training images "
     "that were held out.")
 DIFFERENCES = (
-    "The columns {} give the mean difference at the last epoch between runs of the same seed, "
+    "{} the mean difference at the last epoch between runs of the same seed, "
     "with its 95 % confidence interval (and the number of pairs, where some seeds have none); an "
     "asterisk marks p < 0.05 in a paired t test after Holm's correction for the number of rows in "
     "the column.")
@@ -224,12 +235,12 @@ REST = (
     "work of their networks. The three numbers after a data set's name count its training, "
     "validation and test images.")
 
-# %% ../../nbs/report/30_text.ipynb #c60
+# %% ../../nbs/report/30_text.ipynb #c62
 def concerned(plan: dict) -> str:
     "Gives the title of what a plan is about: data, preset and changes, for all its sections."
     return head(section_of(plan, {"protocol": "", "teacher": "", "student": ""}))
 
-# %% ../../nbs/report/30_text.ipynb #c62
+# %% ../../nbs/report/30_text.ipynb #c64
 def stated_once(plans: list[dict], field: str) -> dict[str, tuple]:
     "Gives each different value that a field of the plans has, with the titles it concerns."
     found = {}
@@ -239,13 +250,13 @@ def stated_once(plans: list[dict], field: str) -> dict[str, tuple]:
         if concerned(plan) not in heads: heads.append(concerned(plan))
     return found
 
-# %% ../../nbs/report/30_text.ipynb #c64
+# %% ../../nbs/report/30_text.ipynb #c66
 def notes_text(plans: list[dict]) -> str:
     "Writes what a reader must know about data, each note once, as Markdown."
     return "\n\n".join(f"> **{escape('; '.join(heads))}.** {escape(note)}"
                        for note, heads in stated_once(plans, "note").values())
 
-# %% ../../nbs/report/30_text.ipynb #c66
+# %% ../../nbs/report/30_text.ipynb #c68
 def settings_text(plans: list[dict]) -> str:
     "Writes the choices behind the numbers and their sources, each set once, as Markdown."
     sets = [*stated_once(plans, "settings").values()]
@@ -254,7 +265,7 @@ def settings_text(plans: list[dict]) -> str:
     heads = [f"**{escape('; '.join(heads))}**\n\n" if len(sets) > 1 else "" for _, heads in sets]
     return "\n\n".join(map(str.__add__, heads, tables))
 
-# %% ../../nbs/report/30_text.ipynb #c69
+# %% ../../nbs/report/30_text.ipynb #c71
 def code_text(runs: pd.DataFrame, current: dict[str, str] | None, written=escape) -> str:
     "Tells how many runs were made by other code than the present one; \"\" for none."
     def count(n): return f"{n} run" + "s" * (n != 1)
@@ -265,14 +276,14 @@ def code_text(runs: pd.DataFrame, current: dict[str, str] | None, written=escape
     return (f"{count(n)} {was} made by other code than the present one: {names}. "
             f"`-p force True` trains {them} again.")
 
-# %% ../../nbs/report/30_text.ipynb #c71
+# %% ../../nbs/report/30_text.ipynb #c73
 def missing_text(plans: list[dict], results: dict[str, dict]) -> str:
     "Tells how many of the runs that were asked for have no result; \"\" where all have one."
     asked = {entry["run"] for plan in plans for entry in plan["entries"]}
     lacking = len(asked - results.keys())
     return f"{lacking} of {len(asked)} runs have no result yet." if lacking else ""
 
-# %% ../../nbs/report/30_text.ipynb #c74
+# %% ../../nbs/report/30_text.ipynb #c76
 def show(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None,  # digests of the present code, by name
@@ -283,7 +294,7 @@ def show(
         notes_text(plans), missing_text(plans, results), code_text(runs, current),
         sections_text(table, layout)]))
 
-# %% ../../nbs/report/30_text.ipynb #c76
+# %% ../../nbs/report/30_text.ipynb #c78
 def log_text(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None, width: int = 160,
@@ -293,7 +304,6 @@ def log_text(
     notes = [f"{'; '.join(heads)}: {note}" for note, heads in stated_once(plans, "note").values()]
     said = [*notes, missing_text(plans, results), code_text(runs, current, str)]
     text = [textwrap.fill(line, width) for line in said if line]
-    for section in sections_of(table):
-        frame = readable(of_section(table, section), layout)
-        text.append("\n".join(textwrap.wrap(title(section), width)) + "\n" + plain(frame, width))
+    for name, frame in readables(table, layout).items():
+        text.append("\n".join(textwrap.wrap(name, width)) + "\n" + plain(frame, width))
     return "\n\n".join(text)
