@@ -268,7 +268,7 @@ LOSS_CHOICES = [
     ("other rows", "the student alone, kd, each part alone, and every loss from both teachers",
      "ours: without them loss and teacher change together")]
 
-# %% ../../nbs/experiments/60_hakd.ipynb #c33
+# %% ../../nbs/experiments/60_hakd.ipynb #c32
 def by_data(cells: pd.DataFrame) -> pd.DataFrame:
     "Gives the cells of a summary in a column per data set; the student alone stands there once."
     paper = [f" [{score_text(value)}]" if pd.notna(value) else "" for value in cells.paper]
