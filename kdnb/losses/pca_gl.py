@@ -16,12 +16,12 @@ from ..data.views import chance, mix
 from ..contract import MapTerm, Out, full_precision
 from ..registry import InputError, losses, one_of, whole
 
-# %% ../../nbs/losses/50_pca_gl.ipynb #n1
+# %% ../../nbs/losses/50_pca_gl.ipynb #n35
 def by_head(x: Tensor, heads: int) -> Tensor:
     "Cuts rows `[b, n, d]` into heads, `[b, heads, n, d / heads]`."
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-# %% ../../nbs/losses/50_pca_gl.ipynb #n3
+# %% ../../nbs/losses/50_pca_gl.ipynb #n37
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
     "Computes attention over the patches from rows `[b, n, d]`; `[b, heads, n, d / heads]`."
     q, k, v = (by_head(x, heads) for x in (q, k, v))

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ..contract import Network, Out
 from ..registry import models
 
-# %% ../../nbs/models/10_resnet.ipynb #n0
+# %% ../../nbs/models/10_resnet.ipynb #n11
 def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
     "Makes a convolution that keeps the map's size but for its stride, and batch normalisation."
     return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
                          nn.BatchNorm2d(outputs))
 
-# %% ../../nbs/models/10_resnet.ipynb #n2
+# %% ../../nbs/models/10_resnet.ipynb #n13
 def scale_and_shift(norm: nn.BatchNorm2d) -> Tensor:
     "Gives a batch normalisation's scale and shift, `[2, ch]`, without gradient."
     return torch.stack([norm.weight, norm.bias]).detach()
@@ -97,7 +97,7 @@ class ResNet(Staged):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-# %% ../../nbs/models/10_resnet.ipynb #n7
+# %% ../../nbs/models/10_resnet.ipynb #n18
 FOUR_STAGES = {"resnet18": (Basic, [2, 2, 2, 2]), "resnet34": (Basic, [3, 4, 6, 3]),
                "resnet50": (Bottleneck, [3, 4, 6, 3])}
 THIN = {"resnet8": (1, 16, 1), "resnet14": (2, 16, 1), "resnet20": (3, 16, 1),
