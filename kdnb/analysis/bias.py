@@ -29,8 +29,7 @@ from ..experiments.experiment import ROOT
 from ..experiments.hakd import HAKD
 from ..parameters import words
 from ..registry import InputError, literal
-from ..report.cells import SECTION, head
-from ..report.measures import measured, pivoted
+from ..report.measures import WHERE, measured, pivoted
 from ..report.text import markdown
 from ..style import STYLE
 
@@ -67,11 +66,9 @@ def by_section(
     decimals: int = 2,
 ) -> str:
     "Gives tables of measures as Markdown."
-    frame = measured(rows)
-    parts = [(head(part.iloc[0]), part) for _, part in frame.groupby(SECTION, sort=False)]
-    return "\n\n".join(
-        f"**{title}**\n\n{markdown(pivoted(part.assign(place=part[by]), paper, decimals))}"
-        for title, part in parts)
+    def table(part): return markdown(pivoted(part.assign(place=part[by]), paper, decimals))
+    return "\n\n".join(f"**{', '.join(filter(None, where))}**\n\n{table(part)}"
+                       for where, part in measured(rows).groupby(WHERE, sort=False))
 
 # %% ../../nbs/analysis/77_bias.ipynb #c11
 def file_name(text: str) -> str:
