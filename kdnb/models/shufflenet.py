@@ -22,7 +22,7 @@ def shuffle(
     "Deals the channels out: the first of every group, the second of every group, and so on."
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
-# %% ../../nbs/models/50_shufflenet.ipynb #n1
+# %% ../../nbs/models/50_shufflenet.ipynb #n13
 def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list:
     "Makes a convolution that keeps the map's size but for its stride, and batch normalisation."
     return [nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
@@ -125,7 +125,7 @@ class ShuffleNetV2(Network):
         embedding = self.last(x).mean((2, 3))
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(before), stem)
 
-# %% ../../nbs/models/50_shufflenet.ipynb #n8
+# %% ../../nbs/models/50_shufflenet.ipynb #n20
 @models.register("shufflenet_v1")
 def shufflenet_v1(classes: int = 10, channels: int = 3) -> ShuffleNet:
     "Makes a ShuffleNet with three groups."

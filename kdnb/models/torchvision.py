@@ -37,7 +37,7 @@ def load(
             f"the weights {weights} of {name} can neither be read nor downloaded ({reason}). "
             f"Put the file of {url} into {torch.hub.get_dir()}/checkpoints.") from error
 
-# %% ../../nbs/models/60_torchvision.ipynb #n2
+# %% ../../nbs/models/60_torchvision.ipynb #n20
 def parts(
     net: nn.Module,  # a ResNet or a MobileNetV2 of torchvision
 ) -> tuple[nn.Sequential, list[nn.Sequential], nn.Module, nn.Linear]:
@@ -56,7 +56,7 @@ def first_convolution(old: nn.Conv2d, channels: int) -> nn.Conv2d:
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     return new
 
-# %% ../../nbs/models/60_torchvision.ipynb #n5
+# %% ../../nbs/models/60_torchvision.ipynb #n23
 def summed(
     block: nn.Module,  # torchvision's basic block or bottleneck
     x: Tensor,         # `[b, ch, h, w]`
@@ -66,7 +66,7 @@ def summed(
     if hasattr(block, "conv3"): y = block.bn3(block.conv3(F.relu(y)))
     return y + (x if block.downsample is None else block.downsample(x))
 
-# %% ../../nbs/models/60_torchvision.ipynb #n7
+# %% ../../nbs/models/60_torchvision.ipynb #n25
 def ended(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     "Computes a block's output after and before its last activation."
     if hasattr(block, "downsample"): return F.relu(y := summed(block, x)), y
