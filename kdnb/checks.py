@@ -161,13 +161,13 @@ def changed(
     out: Out,
     field: str,      # "logits", "maps", ...
     part: int,       # which tensor of a tuple; 0 where the field is one tensor
-    value,           # what becomes of the first number, a function of it
+    value,           # what becomes of its second number, a function of it
 ) -> Out:
-    "Gives an output with the first number of one of its tensors changed."
+    "Gives an output with the second number of one of its tensors changed."
     parts = getattr(out, field)
     several = isinstance(parts, tuple)
     parts = [x.detach().clone() for x in (parts if several else (parts,))]
-    parts[part].view(-1)[0] = value(parts[part].view(-1)[0])
+    parts[part].view(-1)[1] = value(parts[part].view(-1)[1])
     return out._replace(**{field: tuple(parts) if several else parts[0]})
 
 # %% ../nbs/25_checks.ipynb #n71

@@ -51,7 +51,7 @@ def mean_contrast(
     pull: Tensor,    # what is taken off each anchor's log-sum-exp, `[n]`
     c: float = 1.0,  # factor of the scores, such as 1 / tau
 ) -> Tensor:         # a scalar
-    "Mean over anchors of the log-sum-exp over candidates of `c * <a, b>`, less their pull."
+    "Averages the anchors' log-sum-exp over candidates of `c * <a, b>`, less their pull."
     if len(a) <= SMALL: return ((a @ b.T * c).logsumexp(1) - pull).mean()
     return StripMean.apply(a, b, c) - pull.mean()
 
@@ -61,7 +61,7 @@ def pair_cross_entropy(
     b: Tensor,       # candidates, `[n, d]`, each anchor's own in its row
     c: float = 1.0,  # factor of the scores, such as 1 / tau
 ) -> Tensor:         # a scalar
-    "Mean cross-entropy of each anchor's softmax over all candidates against its own."
+    "Averages each anchor's cross-entropy over all candidates against its own."
     if len(a) <= SMALL:
         return F.cross_entropy(a @ b.T * c, torch.arange(len(a), device=a.device))
     return mean_contrast(a, b, c * (a * b).sum(1), c)

@@ -1,14 +1,17 @@
 "A corruption is a function of seed and image alone; it touches what it was asked to touch, by the amount that it says."
 import hashlib
 import math
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from kdnb import corruptions, data
-from kdnb.data.corruptions import corrupted, identity, occluded, patch_side, texture, textured
+import kdnb.data.corruptions as corruptions
+import kdnb.data.images as data
+from kdnb.data.corruptions import corrupted, occluded, patch_side, pixel_words, texture, textured
 from kdnb.registry import InputError
 
 generator = torch.Generator().manual_seed(0)
@@ -18,7 +21,7 @@ def noise(n, channels, height, width, low=0): return torch.randint(low, 256, (n,
 
 
 @pytest.fixture(scope="module")
-def images(): return data.resized(data.digits("A note."), 12)
+def images(): return replace(data.resized(data.load_images("digits"), 12), note="A note.")
 
 
 shapes = pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 96, 96), (3, 20, 30)], ids=str)
@@ -124,7 +127,7 @@ def test_the_numbers_are_those_of_plain_whole_numbers():
             assert pictures[i, :, row, column].tolist() == plain_pixel(7, number, row, column)
         assert places[i] == 40 * draw(7, number, 30, 0, 96 - 20) + draw(7, number, 31, 0, 40 - 20)
     x = noise(3, 2, 4, 5)
-    assert identity(x).tolist() == [int(hashlib.sha256(bytes(image.flatten().tolist())).hexdigest()[:8], 16) for image in x]
+    assert pixel_words(x).tolist() == [int(hashlib.sha256(bytes(image.flatten().tolist())).hexdigest()[:8], 16) for image in x]
 
 
 @pytest.mark.parametrize("part,touched", [("train", ["train_x", "val_x"]), ("test", ["test_x"]), ("both", ["train_x", "val_x", "test_x"])])
@@ -138,7 +141,7 @@ def test_only_the_part_that_was_asked_for_is_touched(images, kind, part, touched
         old, x = getattr(before, name), getattr(new, name)
         assert len(x) == len(old) and (x != old).any((1, 2, 3)).all() == (name in touched)
         if name not in touched: assert x.equal(old)
-        else: assert x.equal(corruptions.KINDS[kind](old, identity(old), 5, **({"colour": (round(255 * images.mean[0]),)} if kind == "occluded" else {})))
+        else: assert x.equal(corruptions.KINDS[kind](old, pixel_words(old), 5, **({"colour": (round(255 * images.mean[0]),)} if kind == "occluded" else {})))
     for name in ("train_y", "val_y", "test_y"): assert getattr(new, name) is getattr(images, name)
     pixels = torch.cat([new.train_x, new.val_x]).double() / 255
     assert new.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-4)
@@ -166,8 +169,8 @@ def test_fingerprints_follow_from_what_was_done(images):
 
 
 def test_another_process_makes_the_same_data_set(images):
-    code = "from kdnb.data import images as data, corruptions as c; print(c.corrupted(data.resized(data.digits('A note.'), 12), 'textured', 'test', 3).fingerprint)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600, env={"PYTHONHASHSEED": "17", "PATH": ""})
+    code = "from kdnb.data import images as data, corruptions as c; print(c.corrupted(data.resized(data.load_images('digits'), 12), 'textured', 'test', 3).fingerprint)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600, env=os.environ | {"PYTHONHASHSEED": "17"})
     assert out.stdout.strip() == corrupted(images, "textured", "test", 3).fingerprint
 
 

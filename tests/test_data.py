@@ -14,11 +14,15 @@ import torch
 import torchvision
 from PIL import Image
 
-import kdnb.data.images as data
 import kdnb.data.files as files
-from kdnb.data.files import CIFAR10, CIFAR100, FASHION_MNIST, STL10, TINY_IMAGENET
+import kdnb.data.images as data
+import made
+from kdnb.data.files import data_sets
+from kdnb.data.sets.cifar import read_batch
 from kdnb.registry import InputError
 
+CIFAR10, CIFAR100, STL10, FASHION_MNIST, TINY_IMAGENET = SOURCES = [
+    data_sets.build(name) for name in ("cifar10", "cifar100", "stl10", "fashion_mnist", "tiny_imagenet")]
 rng = np.random.default_rng(0)
 N = {CIFAR10: (60, 20), CIFAR100: (60, 20), STL10: (9, 5), FASHION_MNIST: (30, 10), TINY_IMAGENET: (12, 6)}
 
@@ -51,24 +55,23 @@ def root(tmp_path, monkeypatch):
     return tmp_path/"data"
 
 
-def write_shards(root, source, **kinds): files.write_shards(root, source, *PAIRS[source], **kinds)
+def write_shards(root, source, **kinds): made.write_shards(root, source, *PAIRS[source], **kinds)
 
 
-def write_own(root, source): files.write_own(root, source, *PAIRS[source])
+def write_own(root, source): made.write_own(root, source, *PAIRS[source])
 
 
 def shard(root, source): return root/source.name/"train-00000-of-00001.parquet"
 
 
 def test_what_the_sources_say_is_what_torchvision_keeps():
-    assert tuple(data.SOURCES.values()) == tuple(N) and data.DATA == (
-        "auto", "cifar10", "cifar100", "stl10", "fashion_mnist", "tiny_imagenet", "digits")
+    assert set(data.data_names()) >= {"auto", "digits", *(source.name for source in SOURCES)}
     for source in (CIFAR10, CIFAR100, STL10):
-        theirs = getattr(torchvision.datasets, source.title.replace("-", ""))
-        assert source.folder == theirs.base_folder and data.torchvision_class(source) is theirs
+        theirs = getattr(torchvision.datasets, source.torchvision)
+        assert source.folder == theirs.base_folder
         lists = [[name for name, _ in files if "unlabeled" not in name] for files in (theirs.train_list, theirs.test_list)]
         assert [list(source.train), list(source.test)] == lists
-    theirs = data.torchvision_class(FASHION_MNIST)
+    theirs = getattr(torchvision.datasets, FASHION_MNIST.torchvision)
     assert theirs.classes == list(FASHION_MNIST.classes) and FASHION_MNIST.folder == f"{theirs.__name__}/raw"
     assert [name.removesuffix(".gz") for name, _ in theirs.resources] == list(FASHION_MNIST.train + FASHION_MNIST.test)
     assert [len(source.classes) for source in N] == [10, 100, 10, 10, 200]
@@ -102,7 +105,7 @@ def test_both_layouts_are_one_data_set(root, monkeypatch, source, column):
     monkeypatch.setenv("KDNB_DATA", str(root))
     for label in source.labels:
         shuffled = [(x[::-1].copy(), y[::-1]) for x, y in read]
-        files.write_shards(root, source, *shuffled, label=label, column=column)
+        made.write_shards(root, source, *shuffled, label=label, column=column)
         shards = data.load_images("auto", wanted=source.name)
         assert same(shards, own) and shards.mean == own.mean and shards.classes == own.classes == source.classes
         shutil.rmtree(root/source.name)
@@ -127,12 +130,12 @@ def test_pixels_and_labels_are_those_written(root, source):
 
 def test_the_fine_labels_are_taken_not_the_coarse_ones(root):
     (x, y), path = PAIRS[CIFAR100][0], shard(root, CIFAR100)
-    files.write_shard(path, x, y, column="img", label="fine_label", coarse_label=list(y // 5))
+    made.write_shard(path, x, y, column="img", label="fine_label", coarse_label=list(y // 5))
     assert (files.read_shard(path, CIFAR100)[1] == y).all()
     batch = {b"data": x.reshape(60, -1), b"coarse_labels": (y // 5).tolist(), b"fine_labels": y.tolist(), b"batch_label": b"1 of 1", b"filenames": [b"a.png"] * 60}
     path = root/"train"
     path.write_bytes(pickle.dumps(batch, protocol=2))
-    assert (files.read_batch(path, CIFAR100)[1] == y).all()
+    assert (read_batch(path, CIFAR100)[1] == y).all()
 
 
 def test_names_of_cached_files_and_fingerprints_stay(root):
@@ -164,7 +167,7 @@ def test_a_damaged_cache_is_made_again(root, source):
 def test_auto_falls_back_to_digits_and_says_so(root, source):
     write_shards(root, CIFAR100 if source is CIFAR10 else CIFAR10)  # which is there, but not wanted
     images = data.load_images("auto", wanted=source.name)
-    assert images.name == "digits" and "nothing here compares with the paper" in images.note
+    assert images.name == "digits" and "not comparable with the paper's" in images.note
     assert f"{source.title} was neither found" in images.note
 
 
@@ -193,7 +196,10 @@ def test_torchvision_is_asked_for_the_right_one(root, monkeypatch, source):
     for name in ("CIFAR10", "CIFAR100", "STL10", "FashionMNIST"): monkeypatch.setattr(torchvision.datasets, name, fail)
     says = "torchvision does not have it" if source is TINY_IMAGENET else "OSError: unreachable"
     with pytest.raises(InputError, match=says): data.load_images(source.name)
-    monkeypatch.setattr(torchvision.datasets, source.title.replace("-", ""), fetch, raising=False)
+    if source is TINY_IMAGENET: return
+    monkeypatch.setattr(torchvision.datasets, source.torchvision, lambda folder, download: None)
+    with pytest.raises(InputError, match="the download left no such files"): data.load_images(source.name)
+    monkeypatch.setattr(torchvision.datasets, source.torchvision, fetch)
     assert data.load_images(source.name).name == source.name
 
 
@@ -206,7 +212,7 @@ def refused(root, source, says, where):
 
 def rewrite(change):
     def spoil(path, source):
-        files.write_shard(path, *change(*PAIRS[source][0], len(source.classes)), label=source.labels[0])
+        made.write_shard(path, *change(*PAIRS[source][0], len(source.classes)), label=source.labels[0])
     return spoil
 
 
@@ -222,10 +228,10 @@ def without_an_image(path, source):
     (rewrite(lambda x, y, n: (x, [*y[1:], -1])), "label -1"),
     (rewrite(lambda x, y, n: (x, [*y[1:], None])), "labels of type float"),
     (rewrite(lambda x, y, n: (x[:, :, :20], y)), "{side} x 20 pixels; it should have {side} x {side}"),
-    (lambda p, s: files.write_shard(p, *PAIRS[s][0], column="picture", label=s.labels[0]), "picture, {label}; {title} shards"),
-    (lambda p, s: files.write_shard(p, *PAIRS[s][0], label="coarse_label"), "image, coarse_label; {title} shards have .* and {label}"),
+    (lambda p, s: made.write_shard(p, *PAIRS[s][0], column="picture", label=s.labels[0]), "picture, {label}; {title} shards"),
+    (lambda p, s: made.write_shard(p, *PAIRS[s][0], label="coarse_label"), "image, coarse_label; {title} shards have .* and {label}"),
     (without_an_image, "image 0 of .* decoded"),
-    (lambda p, s: files.write_shard(p, PAIRS[s][0][0][:0], np.zeros(0, int), label=s.labels[0]), "has the columns image, {label}"),
+    (lambda p, s: made.write_shard(p, PAIRS[s][0][0][:0], np.zeros(0, int), label=s.labels[0]), "has the columns image, {label}"),
     (lambda p, s: p.rename(p.with_name("train-00000-of-00003.parquet")), "1 of 3"),
     (lambda p, s: p.unlink(), "train"),
 ])
@@ -305,7 +311,7 @@ def test_tiny_imagenet_is_read_with_and_without_inner_folders(root):
     (lambda p, s: p.write_bytes(p.read_bytes()[:500]), "truncated"),
     (lambda p, s: p.write_bytes(b"\x80\x02cos\nsystem\n."), "it asks for os.system"),
     (lambda p, s: p.write_bytes(pickle.dumps([1])), "of another kind"),
-    (lambda p, s: files.write_own(p.parents[1], replace(s, key="coarse_labels"), *PAIRS[s]), "it has no {key}"),
+    (lambda p, s: made.write_own(p.parents[1], replace(s, key="coarse_labels"), *PAIRS[s]), "it has no {key}"),
     (lambda p, s: p.write_bytes(pickle.dumps({s.key.encode(): [0]})), "it has no data"),
     (lambda p, s: p.write_bytes(pickle.dumps({b"data": PAIRS[s][0][0].reshape(60, -1), s.key.encode(): [0] * 59})), "60 images and 59 labels"),
     (lambda p, s: p.write_bytes(pickle.dumps({b"data": PAIRS[s][0][0][:1].reshape(1, -1), s.key.encode(): [len(s.classes)]})), "label {n};.*0 to {last}"),
@@ -375,7 +381,8 @@ def test_a_wrong_file_is_named(root, source, name, spoil, says):
 
 
 def test_resized_and_coloured():
-    images = data.digits("A note.").split(100)
+    digits = replace(data.load_images("digits"), note="A note.")
+    images = digits.split(100)
     large, grey = data.resized(images, 20), data.coloured(images)
     assert (large.shape, large.pad, large.name, large.flip) == ((1, 20, 20), 2, "digits", False)
     assert (grey.shape, grey.pad) == ((3, 8, 8), 1) and all((x == images.train_x[:, 0]).all() for x in grey.train_x.unbind(1))
@@ -383,8 +390,8 @@ def test_resized_and_coloured():
         assert new.note.startswith("A note. The ") and all(len(getattr(new, p)) == len(getattr(images, p)) for p in data.PARTS)
         assert new.train_y is images.train_y and new.val_y is images.val_y and new.test_y is images.test_y
     assert len({x.fingerprint for x in (images, large, grey, data.resized(images, 21), data.resized(grey, 20))}) == 5
-    assert data.resized(data.digits(), 20).fingerprint == large.fingerprint  # split before or after: the same images
-    assert data.resized(data.digits().split(100, train=600), 20).fingerprint != large.fingerprint
+    assert data.resized(digits, 20).fingerprint == large.fingerprint  # split before or after: the same images
+    assert data.resized(digits.split(100, train=600), 20).fingerprint != large.fingerprint
     both = torch.cat([large.train_x, large.val_x]) / 255
     assert large.mean == pytest.approx((both.mean().item(),), abs=1e-4) and large.std == pytest.approx((both.std().item(),), abs=1e-4)
     assert grey.mean == images.mean * 3 and data.resized(images, 8) is images and data.coloured(grey) is grey
@@ -405,3 +412,68 @@ def test_statistics_of_several_arrays_are_those_of_all_their_pixels():
     x = rng.integers(0, 256, (2500, 3, 4, 5), np.uint8)
     expected = tuple(tuple(np.round(f(x / 255, (0, 2, 3)), 4).tolist()) for f in (np.mean, np.std))
     assert data.statistics(x) == data.statistics(x[:1200], x[1200:], x[:0]) == expected
+
+
+def test_the_digits_are_always_the_same():
+    images = data.load_images("digits")
+    assert images.fingerprint == "5353a19c05c914cd9a26384e3d5b39cfb9f2db170aaa9eada8e3e0317af64815"
+    assert (images.shape, images.mean, images.std, images.pad, images.flip) == ((1, 8, 8), (0.3066,), (0.3763,), 1, False)
+
+
+def test_an_identity_says_which_images(root):
+    images = data.load_images("digits").split(200, train=1000, test=300)
+    identity = images.identity
+    assert str(identity) == "digits 1000/200/300" and identity == data.Identity("digits", 1000, 200, 300, "5353a19c05c9")
+    assert data.resized(images, 16).identity != identity
+
+
+PETS = files.Source("pets", "Pets", ("cat", "dog"), (7, 3), (3, 8, 8), 1, True, "pets", ("train",), ("test",), files.read_folders, ("pets/**/*.parquet",))
+
+
+def pets(root, source=PETS):
+    x = rng.integers(0, 256, (10, 3, 8, 8), np.uint8)
+    made.write_own(root, source, (x[:7], np.arange(7) % 2), (x[7:], np.arange(3) % 2))
+    return x
+
+
+def test_folders_of_images_are_a_data_set_whatever_their_files_are_called(root):
+    x = pets(root)
+    before = data.local_images(PETS, root)
+    assert before.train_x.numpy().tobytes() == data.canonical(x[:7], np.arange(7) % 2)[0].tobytes() and before.note == ""
+    first, second, *_ = sorted((root/"pets/train").rglob("*.png"))
+    first.rename(first.with_name("Z.PNG"))
+    Image.open(second).save(second.with_suffix(".bmp")), second.unlink()
+    (root/"pets/train/cat/notes.txt").write_text("not an image")
+    assert same(data.local_images(PETS, root), before)
+    (root/"pets/train/wolf").mkdir()
+    (root/"pets/train/cat/Z.PNG").rename(root/"pets/train/wolf/Z.PNG")
+    with pytest.raises(InputError, match="Z.PNG in a class 'wolf', which Pets does not have"): data.local_images(PETS, root)
+
+
+def test_what_was_decoded_for_another_description_is_decoded_again(root):
+    pets(root)
+    before, other = data.local_images(PETS, root), replace(PETS, classes=("dog", "cat"))
+    swapped = data.local_images(other, root)
+    assert swapped.train_x.equal(before.train_x) and swapped.train_y.equal(1 - before.train_y)
+    assert same(data.local_images(PETS, root), before)
+    with pytest.raises(InputError, match="has 8 x 8 pixels; it should have 9 x 9"): data.local_images(replace(PETS, shape=(3, 9, 9)), root)
+
+
+def test_counts_that_are_not_stated_are_not_missed(root):
+    pets(root)
+    assert data.local_images(replace(PETS, counts=None), root).note == ""
+    assert "has 7 training and 3 test images instead of 70 and 30" in data.local_images(replace(PETS, counts=(70, 30)), root).note
+
+
+def test_a_folder_may_hold_shards_instead(root):
+    x = rng.integers(0, 256, (5, 3, 8, 8), np.uint8)
+    made.write_shards(root, PETS, (x[:3], [0, 1, 0]), (x[3:], [1, 0]))
+    assert len(data.local_images(PETS, root).train_x) == 3
+    pets(root)
+    shutil.rmtree(root/"pets/test")
+    with pytest.raises(InputError, match="pets has no test: copy the whole folder"): data.local_images(PETS, root)
+
+
+def test_a_data_set_goes_by_one_name(monkeypatch):
+    monkeypatch.setitem(data_sets._factories, "pet", lambda: PETS)
+    with pytest.raises(InputError, match="registered as 'pet' has the name 'pets'"): data.load_images("pet")

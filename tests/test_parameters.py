@@ -51,8 +51,8 @@ def test_papermill_and_given(tmp_path, arguments, says):
     nb = nbformat.v4.new_notebook(cells=cells)
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nb, tmp_path/"in.ipynb")
-    done = subprocess.run([sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--log-output", "--no-progress-bar", *arguments],
-                          cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--log-output", "--no-progress-bar", "--start-timeout", "600", *arguments],
+                          cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=600)
     assert says in done.stderr and (done.returncode == 0) == (says[0] == "{")
 
 

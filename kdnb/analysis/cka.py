@@ -15,33 +15,33 @@ from torch import Tensor, nn
 from ..contract import Out
 from ..registry import InputError
 
-# %% ../../nbs/analysis/10_cka.ipynb #c7
+# %% ../../nbs/analysis/10_cka.ipynb #n28
 def centred(
     x: Tensor,   # features, `[n, ...]`
 ) -> Tensor:     # float64, `[n, d]`
-    "Features with the mean over images removed; those that are constant are exactly zero."
+    "Removes the mean over images from features; those that are constant are exactly zero."
     x = x.flatten(1).double()
     x = x - x[0]
     return x - x.mean(0)
 
-
+# %% ../../nbs/analysis/10_cka.ipynb #c7
 def hsic(x: Tensor, y: Tensor) -> Tensor:
-    "Inner product of the Gram matrices of centred features `[n, d]`, a scalar."
+    "Computes the inner product of the Gram matrices of centred features `[n, d]`, a scalar."
     if len(x) > x.shape[1] + y.shape[1]: return (x.T @ y).square().sum()
     return ((x @ x.T) * (y @ y.T)).sum()
 
-# %% ../../nbs/analysis/10_cka.ipynb #c8
+# %% ../../nbs/analysis/10_cka.ipynb #n31
 def alignment(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
-    "The cosine from three inner products; nan where a side has no variation."
+    "Computes the cosine from three inner products; nan where a side has no variation."
     length = xx.clamp(min=0).sqrt() * yy.clamp(min=0).sqrt()
     return torch.where(length > 0, xy / length, torch.nan)
 
-
+# %% ../../nbs/analysis/10_cka.ipynb #c8
 def cka(
     x: Tensor,   # features of one network, `[n, ...]`
     y: Tensor,   # features of another for the same images, `[n, ...]`
 ) -> Tensor:     # a scalar in [0, 1], float64; nan where all images have the same features
-    "Linear centred kernel alignment (Kornblith et al. 2019)."
+    "Computes the linear centred kernel alignment (Kornblith 2019); `InputError` for other lengths."
     if len(x) != len(y):
         raise InputError(f"CKA compares the same images, not {len(x)} and {len(y)}.")
     x, y = centred(x), centred(y)
@@ -53,7 +53,9 @@ class StreamedCKA:
     def __init__(self): self.n, self.first = 0, None
 
     def add(self, x: Tensor, y: Tensor):
-        "Takes in a batch: both networks' features `[b, ...]` for the same images."
+        "Takes in a batch: both networks' features `[b, ...]` for the same images; or `InputError`."
+        if len(x) != len(y):
+            raise InputError(f"CKA compares the same images, not {len(x)} and {len(y)}.")
         both = x.flatten(1).double(), y.flatten(1).double()
         if self.first is None:
             self.first = [z[0].clone() for z in both]
@@ -65,25 +67,26 @@ class StreamedCKA:
         for i, j in self.products: self.products[i, j] = self.products[i, j] + both[i].T @ both[j]
 
     def value(self) -> Tensor:
-        "The CKA of everything so far; nan where all images have the same features."
+        "Gives the CKA of everything so far; nan where all images have the same features."
         if not self.n: return torch.tensor(torch.nan, dtype=torch.float64)
         return alignment(*((product - torch.outer(self.sums[i], self.sums[j]) / self.n)
                            .square().sum() for (i, j), product in self.products.items()))
 
-# %% ../../nbs/analysis/10_cka.ipynb #c18
+# %% ../../nbs/analysis/10_cka.ipynb #n38
 def gram(
     x: Tensor,   # features, `[n, ...]`
 ) -> Tensor:     # float64, `[n, n]`
-    "Inner products of centred features, without the diagonal; constant features give zeros."
+    "Computes inner products of centred features, with a zero diagonal; constant ones give zeros."
     x = centred(x)
     return (x @ x.T).fill_diagonal_(0)
 
-
+# %% ../../nbs/analysis/10_cka.ipynb #c18
 def unbiased_hsic(
     k: Tensor,   # matrices without diagonal, `[a, n, n]`
     l: Tensor,   # matrices without diagonal, `[b, n, n]`
 ) -> Tensor:     # `[a, b]`
-    "Unbiased HSIC of every matrix of one stack with every one of another (Song et al. 2012)."
+    """Estimates HSIC without bias, of every matrix of one stack with every one of another (Song
+    2012)."""
     n = k.shape[-1]
     if n < 4: raise InputError(f"the debiased estimate needs 4 images at least, not {n}.")
     rows_k, rows_l = k.sum(2), l.sum(2)
@@ -97,7 +100,10 @@ def debiased_cka(
     y: Tensor,                # features of another for the same images, `[n, ...]`
     block: int | None = None, # images in a block; all by default
 ) -> Tensor:                  # a scalar in [-1, 1], float64
-    "CKA from unbiased HSICs averaged over blocks of images (Nguyen et al. 2021); nan as in `cka`."
+    """Computes CKA from unbiased HSICs averaged over blocks of images (Nguyen et al. 2021); nan as
+    in `cka`; `InputError` for other lengths."""
+    if len(x) != len(y):
+        raise InputError(f"CKA compares the same images, not {len(x)} and {len(y)}.")
     parts = torch.zeros(2, 2, dtype=torch.float64, device=x.device)
     for a, b in zip(x.split(block or len(x)), y.split(block or len(y))):
         if len(a) < (block or len(x)): break
@@ -110,7 +116,7 @@ def layers(
     out: Out,
     pooled: bool = False,  # the mean of each map over its positions, instead of the whole map
 ) -> dict[str, Tensor]:    # by name, `[b, d]`
-    "The layers of a network for a batch: stem, stages, embedding and logits."
+    "Lists the layers of a network for a batch: stem, stages, embedding and logits."
     maps = {"stem": out.stem} if out.stem is not None else {}
     maps |= {f"stage {i}": m for i, m in enumerate(out.maps, 1)}
     flat = {name: m.mean((2, 3)) if pooled else m.flatten(1) for name, m in maps.items()}
@@ -134,7 +140,7 @@ def cka_matrix(
     pooled: bool = False,
     walk=None,               # `walk(net, images)` gives the layers; those of `layers` by default
 ) -> Similarity:
-    "Debiased CKA of the layers of two networks in evaluation mode, averaged over blocks."
+    "Computes the debiased CKA of the layers of two networks in evaluation mode, mean of blocks."
     if len(x) < block: raise InputError(f"{len(x)} images are less than one block of {block}.")
     ab, aa, bb, walk = [], [], [], walk or (lambda net, x: layers(net(x), pooled))
     for images in x[:len(x) // block * block].split(block):

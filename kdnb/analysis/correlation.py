@@ -16,7 +16,7 @@ def correlation(
     logits: Tensor,           # `[n, c]`
     centre: bool = False,     # subtract each image's mean logit first, which a softmax ignores
 ) -> Tensor:                  # float64, `[c, c]`; nan for a class whose logit never changes
-    "Correlation over images of the logits of every two classes."
+    "Correlates the logits of every two classes over images; `InputError` below two images."
     if len(logits) < 2: raise InputError("a correlation needs two images at least.")
     z = logits.double()
     if centre: z = z - z.mean(1, keepdim=True)
@@ -31,24 +31,26 @@ def correlation_difference(
     student: Tensor, teacher: Tensor,  # logits for the same images, `[n, c]`
     centre: bool = False,
 ) -> Tensor:                           # in [-2, 2], `[c, c]`
-    "The student's correlation matrix minus the teacher's."
+    "Subtracts the teacher's correlation matrix from the student's; `InputError` for other shapes."
     if student.shape != teacher.shape:
         raise InputError(f"logits of the same images and classes are needed, "
                          f"not {tuple(student.shape)} and {tuple(teacher.shape)}.")
     return correlation(student, centre) - correlation(teacher, centre)
 
-# %% ../../nbs/analysis/20_correlation.ipynb #c11
+# %% ../../nbs/analysis/20_correlation.ipynb #n16
 def class_logits(
     logits: Tensor,  # `[n, c]`
     y: Tensor,       # labels, `[n]`
 ) -> Tensor:         # float64, `[c, c]`; a row per class of the images, nan where it has none
-    "The mean logits of the images of each class."
+    "Averages the logits of the images of each class; `InputError` for other lengths."
+    if len(logits) != len(y):
+        raise InputError(f"the logits have the length {len(logits)} and the labels {len(y)}.")
     sums = logits.new_zeros(logits.shape[1], logits.shape[1], dtype=torch.float64)
     sums.index_add_(0, y, logits.double())
     size = y.bincount(minlength=logits.shape[1])[:, None]
     return sums / torch.where(size > 0, size, torch.nan)
 
-
+# %% ../../nbs/analysis/20_correlation.ipynb #c11
 def class_difference(student: Tensor, teacher: Tensor, y: Tensor) -> Tensor:
-    "The absolute difference of the class means of two networks' logits, without its diagonal."
+    "Compares the class means of two networks' logits: absolute difference without its diagonal."
     return (class_logits(student, y) - class_logits(teacher, y)).abs().fill_diagonal_(0)

@@ -14,43 +14,43 @@ def distance(
     h: int, w: int,
     device=None,
 ) -> Tensor:        # `[h, w]`, float64
-    "How far each term of a discrete Fourier transform is from frequency zero, in periods."
+    "Tells how far each term of a discrete Fourier transform is from frequency zero, in periods."
     u, v = (torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device=device) for n in (h, w))
     return torch.hypot(u[:, None], v)
 
-
+# %% ../../nbs/analysis/40_frequency.ipynb #c9
 def low_pass(
     x: Tensor,       # images, `[..., h, w]`
     radius: float,
 ) -> Tensor:         # `[..., h, w]`
-    "Images with the frequencies up to a radius; radius 0 leaves each channel's mean."
+    "Gives images with the frequencies up to a radius; radius 0 leaves each channel's mean."
     keep = distance(*x.shape[-2:], x.device) <= radius
     return torch.fft.ifft2(torch.fft.fft2(x) * keep).real
 
-# %% ../../nbs/analysis/40_frequency.ipynb #c8
+# %% ../../nbs/analysis/40_frequency.ipynb #c11
 def high_pass(
     x: Tensor,                # images, `[..., h, w]`
     radius: float,
     keep_mean: bool = False,  # each channel's mean stays, although its frequency is zero
 ) -> Tensor:                  # `[..., h, w]`
-    "Images with the frequencies above a radius."
+    "Gives images with the frequencies above a radius."
     high = x - low_pass(x, radius)
     return high + x.mean((-2, -1), keepdim=True) if keep_mean and radius >= 0 else high
 
-# %% ../../nbs/analysis/40_frequency.ipynb #c13
+# %% ../../nbs/analysis/40_frequency.ipynb #c22
 def renormalised(
     filtered: Tensor,  # `[n, ch, h, w]`
     x: Tensor,         # the same images before, `[n, ch, h, w]`
 ) -> Tensor:           # a filtered image without any variation becomes its old mean everywhere
-    "Filtered images with the mean and standard deviation that each image had before."
+    "Gives filtered images the mean and standard deviation that each had before."
     dims = (1, 2, 3)
-    centre, old = filtered - filtered.mean(dims, keepdim=True), x.std(dims, keepdim=True)
+    centre = filtered - filtered.mean(dims, keepdim=True)
     new = centre.square().mean(dims, keepdim=True).sqrt()
     flat = new <= 1e-6 * x.abs().amax(dims, keepdim=True)
     scale = torch.where(flat, 0, x.std(dims, keepdim=True, correction=0) / new)
     return scale * centre + x.mean(dims, keepdim=True)
 
-# %% ../../nbs/analysis/40_frequency.ipynb #c16
+# %% ../../nbs/analysis/40_frequency.ipynb #c25
 @torch.no_grad()
 def accuracy_by_radius(
     net: nn.Module,
@@ -59,17 +59,14 @@ def accuracy_by_radius(
     radii,
     keep,                       # `low_pass` or `high_pass`
     renormalise: bool = False,  # restore each image's mean and standard deviation
-    batch: int = 500,
     **options,                  # of the filter
 ) -> Tensor:                    # percent, one per radius
-    "Accuracy of a network in evaluation mode on filtered images."
+    "Gives the accuracy of a network in evaluation mode on filtered images."
     net.eval()
-    found = []
-    for radius in radii:
-        right = 0
-        for images, labels in zip(x.split(batch), y.split(batch)):
-            filtered = keep(images, radius, **options)
-            if renormalise: filtered = renormalised(filtered, images)
-            right += (net(filtered).logits.argmax(1) == labels).sum().item()
-        found.append(100 * right / len(x))
-    return torch.tensor(found)
+    def right(images, labels, radius):
+        filtered = keep(images, radius, **options)
+        if renormalise: filtered = renormalised(filtered, images)
+        return (net(filtered).logits.argmax(1) == labels).sum().item()
+    parts = list(zip(x.split(500), y.split(500)))
+    return torch.tensor([100 * sum(right(*part, radius) for part in parts) / len(x)
+                         for radius in radii])

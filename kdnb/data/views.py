@@ -20,46 +20,46 @@ MASK = 0xFFFFFFFF
 
 
 def mix(x: Tensor) -> Tensor:
-    "One round of mixing of 32-bit words kept in `int64`."
+    "Mixes 32-bit words, kept in `int64`, for one round."
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
     return x ^ (x >> 16)
 
-
+# %% ../../nbs/data/30_views.ipynb #c7
 def first_word(*parts: int) -> int:
-    "The word that a seed, an epoch and a stream make together."
+    "Mixes a seed, an epoch and a stream into one word."
     word = 0
     for part in parts: word = mix((word + part * 0x9E3779B9 + 0x7F4A7C15) & MASK)
     return word
 
-
+# %% ../../nbs/data/30_views.ipynb #c9
 def chance(
     seed: int,      # of the run
     epoch: int,
     index: Tensor,  # positions in the data set, `[b]`
     stream: int = 0,  # tells one use of chance from another
 ) -> Tensor:        # 32-bit words as `int64`, `[b]`
-    "Uniform 32-bit words that depend on the four arguments alone."
+    "Draws uniform 32-bit words that depend on the four arguments alone."
     return mix(first_word(seed, epoch, stream) ^ mix(index.long() & MASK))
 
-# %% ../../nbs/data/30_views.ipynb #c5
+# %% ../../nbs/data/30_views.ipynb #c12
 def uniforms(
     seeds: tuple[int, ...], epoch: int, index: Tensor, streams: tuple[int, ...],
 ) -> Tensor:    # `[streams, seeds, b]`
-    "Uniform fp32 numbers in [0, 1) for several seeds and streams at once, from the words of `chance`."
+    "Draws uniform fp32 numbers in [0, 1), from the words of `chance`, for several seeds and streams."
     first = torch.tensor([[first_word(seed, epoch, stream) for seed in seeds]
                           for stream in streams], device=index.device)
     words = mix(first[..., None] ^ mix(index.long() & MASK))
     return (words.double() / 2**32).float()
 
-# %% ../../nbs/data/30_views.ipynb #c9
+# %% ../../nbs/data/30_views.ipynb #c17
 def order(seed: int, epoch: int, n: int, device="cpu") -> Tensor:
-    "The permutation of 0 .. n - 1 in which an epoch visits its images, `[n]`."
+    "Gives the permutation of 0 .. n - 1 in which an epoch visits its images, `[n]`."
     return chance(seed, epoch, torch.arange(n, device=device), 1).argsort(stable=True)
 
-# %% ../../nbs/data/30_views.ipynb #c12
+# %% ../../nbs/data/30_views.ipynb #c20
 class Views:
-    "The crop-and-flip views of images, gathered in batches on the device that holds the images."
+    "Gathers crop-and-flip views of images in batches, on the device that holds the images."
     def __init__(self,
         x: Tensor,            # images, uint8 `[n, ch, h, w]`
         images: Images,       # the data set they belong to, for its statistics
@@ -82,7 +82,7 @@ class Views:
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def offsets(self, width: int, device) -> Tensor:
-        "For each view, the number of its window among those of image 0, `[count]`."
+        "Gives for each view the number of its window among those of image 0, `[count]`."
         number = torch.arange(self.side**2 * (2 if self.flip else 1), device=device)
         mirrored, position = number // self.side**2, number % self.side**2
         dy, dx = position // self.side, position % self.side
@@ -90,29 +90,29 @@ class Views:
         return mirrored * self.n * self.step + dy * width + dx
 
     def choose(self, seed: int, epoch: int, index: Tensor) -> Tensor:
-        "The number of the view, 0 .. count - 1, that each image has in an epoch, `[b]`."
+        "Draws the view, 0 .. count - 1, that each image has in an epoch, `[b]`."
         return chance(seed, epoch, index, 2) * self.count >> 32
 
     def raw(self, index: Tensor, view: Tensor) -> Tensor:
-        "The bytes of the chosen view of each image, `[b, ch, h, w]`."
+        "Gathers the bytes of the chosen view of each image, `[b, ch, h, w]`."
         window = self.windows.index_select(0, index * self.step + self.offset[view])
         return window.view(-1, *self.shape).permute(0, 3, 1, 2)
 
     def normalised(self, raw: Tensor) -> Tensor:
-        "Bytes `[b, ch, h, w]` as fp32 with the data set's mean 0 and standard deviation 1."
+        "Scales bytes `[b, ch, h, w]` to fp32 with mean 0 and standard deviation 1 over the data set."
         flat = raw.permute(0, 2, 3, 1).flatten(1).float().mul_(self.scale).add_(self.shift)
         return flat.view(-1, *self.shape).permute(0, 3, 1, 2)
 
     def batch(self, seed: int, epoch: int, index: Tensor) -> Tensor:
-        "What an epoch shows of each image, normalised, `[b, ch, h, w]`."
+        "Gives what an epoch shows of each image, normalised, `[b, ch, h, w]`."
         return self.normalised(self.raw(index, self.choose(seed, epoch, index)))
 
-# %% ../../nbs/data/30_views.ipynb #c18
+# %% ../../nbs/data/30_views.ipynb #c28
 WINDOW, COLOUR = (10, 11, 12, 13, 14), (20, 21, 22, 23, 24, 25)  # streams
 
 
 def windows(u: Tensor, h: int, w: int, area: tuple[float, float], flip: bool) -> tuple:
-    "Columns `[..., w]` and rows `[..., h]` to sample, in [-1, 1], from five numbers in [0, 1)."
+    "Gives columns `[..., w]` and rows `[..., h]` to sample, in [-1, 1], from five numbers in [0, 1)."
     share = area[0] + (area[1] - area[0]) * u[0]
     aspect = (math.log(4 / 3) * (2 * u[1] - 1)).exp()
     wide, high = (share * aspect).sqrt().clamp(max=1), (share / aspect).sqrt().clamp(max=1)
@@ -122,12 +122,12 @@ def windows(u: Tensor, h: int, w: int, area: tuple[float, float], flip: bool) ->
     return (torch.addcmul(cx[..., None], wide[..., None], across),
             torch.addcmul(cy[..., None], high[..., None], down))
 
-# %% ../../nbs/data/30_views.ipynb #c20
+# %% ../../nbs/data/30_views.ipynb #c31
 TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
 def colours(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "The matrix `[..., 3, 3]`, what it does to grey `[..., 3]`, and contrast, from six numbers."
+    "Gives the matrix `[..., 3, 3]`, what it does to grey `[..., 3]`, and contrast, from six numbers."
     jitter = u[0] < 0.8
     bright, contrast, saturation = (torch.where(jitter, 0.6 + 0.8 * v, 1.0) for v in u[1:4])
     angle = torch.where(jitter, 0.2 * u[4] - 0.1, 0.0) * 2 * math.pi
@@ -139,9 +139,9 @@ def colours(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     matrix = matrix * (bright / 255)[..., None, None]
     return matrix * contrast[..., None, None], yiq[0] @ matrix, contrast
 
-# %% ../../nbs/data/30_views.ipynb #c21
+# %% ../../nbs/data/30_views.ipynb #c34
 class StrongViews(Views):
-    """Views for contrastive training: windows, mirror images and colours,
+    """Gives views for contrastive training: windows, mirror images and colours,
     drawn for each image from its counter."""
     chunk = 128  # images at a time on a CPU, whose cache they fit
 
@@ -153,7 +153,7 @@ class StrongViews(Views):
                                for v in (images.mean, images.std))
 
     def pair(self, seed: int, epoch: int, index: Tensor) -> Tensor:
-        "Both views that an epoch shows of each image, normalised: first views, then second ones."
+        "Gives both views that an epoch shows of each image, normalised: first views, then second ones."
         u = uniforms((2 * seed, 2 * seed + 1), epoch, index, WINDOW + COLOUR).transpose(1, 2)
         (ch, h, w), n = self.x.shape[1:], len(index)
         across, down = windows(u[:5], h, w, self.area, self.mirror)
@@ -166,7 +166,7 @@ class StrongViews(Views):
         return out.view(-1, ch, h, w)
 
     def sample(self, index: Tensor, across: Tensor, down: Tensor) -> Tensor:
-        "Both windows of images in bytes, fp32 `[b, ch, 2, h * w]`; `across` and `down` `[b, 2, ·]`."
+        "Samples both windows of images, fp32 `[b, ch, 2, h * w]`; `across` and `down` are `[b, 2, ·]`."
         x = self.x.flatten(1).index_select(0, index).float().view(-1, *self.x.shape[1:])
         b, (w, h) = len(x), (across.shape[-1], down.shape[-1])
         grid = torch.empty(b, 2, h, w, 2, device=x.device)
@@ -175,7 +175,7 @@ class StrongViews(Views):
         return x.unflatten(2, (2, h)).flatten(3)
 
     def colour(self, x: Tensor, change, which, out: Tensor):
-        "Colours changed, if any, and normalised: from `[b, ch, h * w]` to `out` of the same shape."
+        "Changes colours, if any, and normalises: from `[b, ch, h * w]` to `out` of the same shape."
         if change is None: torch.div(x, 255, out=out)
         else:
             matrix, grey, contrast = (c[which] for c in change)

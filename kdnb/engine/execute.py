@@ -111,7 +111,7 @@ def load_net(run: Run, store: Store, images: Images, fold: bool = True) -> nn.Mo
     check_accuracy(net, run, store, images)
     return net
 
-# %% ../../nbs/engine/70_execute.ipynb #c22
+# %% ../../nbs/engine/70_execute.ipynb #c24
 CACHE = 4e9  # bytes of memory for each teacher's answers
 
 
@@ -119,7 +119,7 @@ def cache_path(key: str, taps, store: Store) -> Path:
     "Gives where a teacher's answers are kept."
     return store.folder/"caches"/f"{key}-{'-'.join(taps)}.safetensors"
 
-# %% ../../nbs/engine/70_execute.ipynb #c23
+# %% ../../nbs/engine/70_execute.ipynb #c25
 def cache_of(run: Run, taps: tuple[str, ...], store: Store, images: Images) -> TeacherCache:
     "Makes the cache of a run's teacher, filled with what earlier runs left."
     _, mark = store.weights(run.teacher.key, about_weights(run.teacher))
@@ -131,7 +131,7 @@ def cache_of(run: Run, taps: tuple[str, ...], store: Store, images: Images) -> T
     load_cache(cache, cache_path(run.teacher.key, taps, store))
     return cache
 
-# %% ../../nbs/engine/70_execute.ipynb #c25
+# %% ../../nbs/engine/70_execute.ipynb #c28
 def enumerate_views(teachers: Teachers, key: str, run: Run, images: Images):
     "Asks a teacher for all views of all training images, in batches of the run's size."
     cache, views, n = teachers.caches[key], Views(images.train_x, images), len(images.train_x)
@@ -145,13 +145,13 @@ def enumerate_views(teachers: Teachers, key: str, run: Run, images: Images):
             teachers.outputs([key], set(), x, view, index, run.precision)
             if not cache.fits(views.count * n): return
 
-# %% ../../nbs/engine/70_execute.ipynb #c26
+# %% ../../nbs/engine/70_execute.ipynb #c30
 def epochs_asked(pupils: list[Run]) -> int:
     "Counts the epochs of different views that students ask for: losses of one seed ask the same."
     return sum(phase.epochs for seed, phases in {(run.seed, run.phases) for run in pupils}
                for phase in phases if phase.kind in ("classify", "initial"))
 
-# %% ../../nbs/engine/70_execute.ipynb #c28
+# %% ../../nbs/engine/70_execute.ipynb #c32
 def teachers_of(runs, store: Store, images: Images) -> Teachers:
     "Loads the teachers of some runs, once each, with what is kept of their answers."
     runs = [run for run in runs if run.teacher]
@@ -167,7 +167,7 @@ def teachers_of(runs, store: Store, images: Images) -> Teachers:
                 enumerate_views(teachers, key, pupils[0], images)
     return teachers
 
-# %% ../../nbs/engine/70_execute.ipynb #c29
+# %% ../../nbs/engine/70_execute.ipynb #c34
 def keep_caches(teachers: Teachers, store: Store):
     "Writes what was added to the teachers' caches; one that cannot be written only costs time."
     for key, cache in teachers.caches.items():
@@ -175,7 +175,7 @@ def keep_caches(teachers: Teachers, store: Store):
         try: save_cache(cache, cache_path(key, cache.taps, store))
         except InputError as e: print(f"teacher cache not kept: {e}")
 
-# %% ../../nbs/engine/70_execute.ipynb #c31
+# %% ../../nbs/engine/70_execute.ipynb #c37
 @dataclass(frozen=True)
 class Speed:
     "How the device is used."
@@ -195,7 +195,7 @@ class Speed:
         if device.type != "cuda" or self.streams < 2: return []
         return [torch.cuda.Stream(device) for _ in range(self.streams)]
 
-# %% ../../nbs/engine/70_execute.ipynb #c32
+# %% ../../nbs/engine/70_execute.ipynb #c38
 @dataclass(frozen=True)
 class How:
     "How a plan is executed."
@@ -206,7 +206,7 @@ class How:
     speed: Speed = Speed()
     board: Board = Board()       # curves for TensorBoard
 
-# %% ../../nbs/engine/70_execute.ipynb #c33
+# %% ../../nbs/engine/70_execute.ipynb #c40
 @contextmanager
 def determined(wanted: bool):
     "Has torch use deterministic algorithms only, where wanted, and as before afterwards."
@@ -215,12 +215,12 @@ def determined(wanted: bool):
     try: yield
     finally: torch.use_deterministic_algorithms(before)
 
-# %% ../../nbs/engine/70_execute.ipynb #c36
+# %% ../../nbs/engine/70_execute.ipynb #c43
 class Stopped(KeyboardInterrupt):
     "Training was asked to stop, and did, after a checkpoint."
     def _render_traceback_(self) -> list[str]: return [str(self)]
 
-# %% ../../nbs/engine/70_execute.ipynb #c37
+# %% ../../nbs/engine/70_execute.ipynb #c44
 class Stop:
     "Whether this process was asked to stop, and by which signal."
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -240,7 +240,7 @@ class Stop:
         for number, handler in self.before.items(): signal.signal(number, handler)
         if self.asked == signal.SIGTERM and error[0] is Stopped: signal.raise_signal(self.asked)
 
-# %% ../../nbs/engine/70_execute.ipynb #c40
+# %% ../../nbs/engine/70_execute.ipynb #c47
 @dataclass
 class Session:
     "What stays the same while a plan is executed."
@@ -260,13 +260,13 @@ class Session:
             "role": "teacher", "row": "teacher", "teacher": run.net, "student": "",
             "protocol": ""}])[0]
 
-# %% ../../nbs/engine/70_execute.ipynb #c43
+# %% ../../nbs/engine/70_execute.ipynb #c50
 def training(phase: Phase) -> str:
     "Gives a phase in words."
     return (f"{phase.epochs} epochs, batch {phase.batch}, learning rate {phase.lr:g}, "
             f"{phase.shape}")
 
-# %% ../../nbs/engine/70_execute.ipynb #c45
+# %% ../../nbs/engine/70_execute.ipynb #c52
 def record_of(learner: Learner, facts: dict, weights: str) -> dict:
     "Gives the record of a finished run; `weights` is the digest of what it learned."
     run, classes = learner.run, learner.net.classifier.out_features
@@ -280,7 +280,7 @@ def record_of(learner: Learner, facts: dict, weights: str) -> dict:
             "seconds": round(learner.seconds, 2), "weights": weights, "code": code_of(run),
             **circumstances(learner.device)}
 
-# %% ../../nbs/engine/70_execute.ipynb #c46
+# %% ../../nbs/engine/70_execute.ipynb #c53
 def keep(learner: Learner, session: Session):
     "Writes what a finished run leaves: its weights, for those who learn from it, and its result."
     run, store = learner.run, session.store
@@ -288,7 +288,7 @@ def keep(learner: Learner, session: Session):
     mark = write_tensors(path, learner.net.state_dict(), about_weights(run))
     store.finish(record_of(learner, session.facts(run), mark))
 
-# %% ../../nbs/engine/70_execute.ipynb #c48
+# %% ../../nbs/engine/70_execute.ipynb #c56
 CHECKPOINT = 30.0  # seconds
 
 
@@ -298,7 +298,7 @@ def save_checkpoint(learner: Learner, store: Store):
     about = {"run": learner.run.key, "state": about}
     write_tensors(store.path("unfinished", learner.run.key), tensors, about)
 
-# %% ../../nbs/engine/70_execute.ipynb #c49
+# %% ../../nbs/engine/70_execute.ipynb #c58
 def start(run: Run, session: Session, teachers: Teachers, fresh: bool) -> Learner:
     "Gives a learner at the beginning of its run, or where its checkpoint left it."
     teacher = teachers.nets.get(run.teacher.key) if run.teacher else None
@@ -313,7 +313,7 @@ def start(run: Run, session: Session, teachers: Teachers, fresh: bool) -> Learne
     restore(learner, tensors, about["state"])
     return learner
 
-# %% ../../nbs/engine/70_execute.ipynb #c50
+# %% ../../nbs/engine/70_execute.ipynb #c60
 def checkpoint(group: list[Learner], session: Session):
     "Writes checkpoints where it is time, and stops where that was asked for."
     stop = session.stop.asked
@@ -324,27 +324,27 @@ def checkpoint(group: list[Learner], session: Session):
     if stop: raise Stopped("Stopped after a checkpoint; nothing is lost. "
                            "The same command goes on from here.")
 
-# %% ../../nbs/engine/70_execute.ipynb #c52
+# %% ../../nbs/engine/70_execute.ipynb #c63
 def together(learner: Learner) -> tuple:
     "Gives what learners must have in common to share a batch."
     return (learner.run.seed, learner.run.phases, learner.run.precision, depth(learner.run),
             learner.phase, learner.epoch, learner.step)
 
-# %% ../../nbs/engine/70_execute.ipynb #c53
+# %% ../../nbs/engine/70_execute.ipynb #c64
 def groups(learners: list[Learner]) -> list[list[Learner]]:
     "Sorts learners into groups that can go on in lockstep."
     found = {}
     for learner in learners: found.setdefault(together(learner), []).append(learner)
     return list(found.values())
 
-# %% ../../nbs/engine/70_execute.ipynb #c55
+# %% ../../nbs/engine/70_execute.ipynb #c66
 def members(group: list[Learner]) -> str:
     "Names the networks of a group, such as \"resnet20, 6 x resnet8\"."
     nets = [learner.run.net for learner in group]
     return ", ".join(f"{nets.count(net)} x {net}" if nets.count(net) > 1 else net
                      for net in dict.fromkeys(nets))
 
-# %% ../../nbs/engine/70_execute.ipynb #c57
+# %% ../../nbs/engine/70_execute.ipynb #c68
 def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     "Gives one line about a group's epoch."
     run, record = group[0].run, records[0]
@@ -357,7 +357,7 @@ def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     return (f"{names}: {record['phase']} {record['epoch']}/{epochs}{val}, {duration(seconds)}"
             + (f"; diverged: {', '.join(lost)}" if lost else ""))
 
-# %% ../../nbs/engine/70_execute.ipynb #c59
+# %% ../../nbs/engine/70_execute.ipynb #c70
 def report_epoch(group: list[Learner], records: list[dict], session: Session, began: float):
     "Tells of an epoch: in the log, in the curves and on the board."
     for l, record in zip(group, records):
@@ -366,7 +366,7 @@ def report_epoch(group: list[Learner], records: list[dict], session: Session, be
               if r.get("val")}
     session.progress.epoch(line(group, records, time.monotonic() - began), points)
 
-# %% ../../nbs/engine/70_execute.ipynb #c60
+# %% ../../nbs/engine/70_execute.ipynb #c71
 def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, streams):
     "Takes a group through its epoch; keeps what is finished."
     kind, began = group[0].current.kind, time.monotonic()
@@ -381,7 +381,7 @@ def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, 
         if learner.done: keep(learner, session)
     session.progress.end(sum(learner.done for learner in group))
 
-# %% ../../nbs/engine/70_execute.ipynb #c61
+# %% ../../nbs/engine/70_execute.ipynb #c72
 def train_group(group: list[Learner], session: Session, teachers: Teachers):
     "Trains a group to its end, writing checkpoints and results."
     streams, views = session.how.speed.prepare(group, teachers), {}
@@ -394,14 +394,14 @@ def train_group(group: list[Learner], session: Session, teachers: Teachers):
         group = [learner for learner in group if not learner.done]
         if group: checkpoint(group, session)
 
-# %% ../../nbs/engine/70_execute.ipynb #c63
+# %% ../../nbs/engine/70_execute.ipynb #c75
 def out_of_memory(error: Exception) -> bool:
     "Tells whether an error says that memory ran out, of the GPU or of the machine."
     said = ("can't allocate memory", "could not create a primitive")
     return (isinstance(error, (torch.OutOfMemoryError, MemoryError))
             or any(text in str(error) for text in said))
 
-# %% ../../nbs/engine/70_execute.ipynb #c65
+# %% ../../nbs/engine/70_execute.ipynb #c77
 def train(
     runs: list[Run], session: Session, teachers: Teachers, fresh: bool,
 ) -> dict[str, str]:
@@ -419,14 +419,14 @@ def train(
                 failed |= train(part, session, teachers, False)
     return failed
 
-# %% ../../nbs/engine/70_execute.ipynb #c66
+# %% ../../nbs/engine/70_execute.ipynb #c78
 def too_large(failed: dict[str, str], runs: list[Run]) -> InputError:
     "Gives the error for runs that do not fit into memory, with what they asked for."
     said = "; ".join(f"{run.label} does not fit into memory ({failed[run.key]})"
                      for run in runs if run.key in failed)
     return InputError(f"{said}. A smaller batch needs less; all other runs are finished and kept.")
 
-# %% ../../nbs/engine/70_execute.ipynb #c69
+# %% ../../nbs/engine/70_execute.ipynb #c81
 def check_pairs(todo: list[Run], images: Images):
     "Prepares every kind of term between every pair of networks once; `InputError` if one cannot be."
     kinds = {(run.net, run.peer or run.teacher.net, run.terms): run for run in todo if run.terms}
@@ -434,7 +434,7 @@ def check_pairs(todo: list[Run], images: Images):
         torch.manual_seed(0)
         Learner(run, images, frozen(network(other, images).to(images.train_x.device)))
 
-# %% ../../nbs/engine/70_execute.ipynb #c70
+# %% ../../nbs/engine/70_execute.ipynb #c82
 def work_off(queue: Queue, session: Session):
     "Trains runs as their teachers become ready, beside other processes if any."
     while queue.left:
@@ -451,7 +451,7 @@ def work_off(queue: Queue, session: Session):
         units = sum(work(run, session.images, session.cost) for run in elsewhere)
         session.progress.drop(len(elsewhere), units)
 
-# %% ../../nbs/engine/70_execute.ipynb #c71
+# %% ../../nbs/engine/70_execute.ipynb #c83
 def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> str:
     "Tells what was done, for the end of a table."
     elsewhere = todo - progress.runs
@@ -459,7 +459,7 @@ def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> s
             f"in {shown(store.folder/'runs')}"
             + (f"; {elsewhere} were trained by another process." if elsewhere else "."))
 
-# %% ../../nbs/engine/70_execute.ipynb #c72
+# %% ../../nbs/engine/70_execute.ipynb #c84
 def execute(
     plan: Plan,
     images: Images,   # the plan's data set, on the device that trains

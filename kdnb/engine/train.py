@@ -113,7 +113,8 @@ def end_epoch(learner: Learner, images: Images, steps: int) -> dict:
     "Closes an epoch: its record goes to the history, the learner to its next epoch or phase."
     phase, bad = learner.current, int(learner.first_bad)
     record = {"phase": phase.kind, "epoch": learner.epoch + 1,
-              "loss": None if bad >= 0 else float(learner.loss_sum) / steps}
+              "loss": None if bad >= 0 else float(learner.loss_sum) / steps,
+              "val": None, "test": None}
     if bad >= 0: learner.diverged = f"NaN at epoch {learner.epoch + 1}, step {bad + 1}"
     elif due(phase, learner.epoch): record |= evaluated(learner, images)
     learner.history.append(record)

@@ -10,7 +10,7 @@ __all__ = ['CUTS', 'LIGHT', 'ASSISTANTS', 'PROTOCOLS', 'PRESETS', 'KD', 'Trainin
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..data.images import DATA, Images
+from ..data.images import Images, data_names
 from ..engine.run import BENCHMARK_EPOCHS, Entry, Phase, Run, distill
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
                                          phase_text, refusal, terms_of)
@@ -91,7 +91,7 @@ PRESETS = {
                     cut={"train": 1000, "validation": 500, "test": 10_000}),
     "fast": Length(epochs=30, seeds=3), "paper": Length(epochs=BENCHMARK_EPOCHS, seeds=5)}
 
-# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c20
+# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c21
 @dataclass(frozen=True, kw_only=True)
 class CRDBenchmark(Experiment):
     "A table of the benchmark as it was asked for."
@@ -102,7 +102,7 @@ class CRDBenchmark(Experiment):
 
     def __post_init__(self):
         super().__post_init__()
-        known = {"protocol": ("both", *PROTOCOLS), "data": DATA}
+        known = {"protocol": ("both", *PROTOCOLS), "data": data_names()}
         for kind, allowed in known.items():
             word = getattr(self, kind)
             if word not in allowed: raise unknown("data set" if kind == "data" else kind, word, allowed)
@@ -187,10 +187,10 @@ class CRDBenchmark(Experiment):
         return [*data_choices(images), *training_choices(self), *weight_choices(),
                 *pair_choices(), *other_choices(self), *common_choices(self)]
 
-# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c21
+# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c22
 KD = Row("kd", (("kd", {}, {}),))
 
-# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c23
+# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c24
 def weight_choices() -> list[tuple[str, str, str]]:
     "Gives the weights of all listed losses, those of one source together."
     by_source = {}
@@ -200,7 +200,7 @@ def weight_choices() -> list[tuple[str, str, str]]:
         by_source.setdefault(m.source, []).append(f"{name} {m.weight:g}{beside}{rise}")
     return [("weights", ", ".join(texts), source) for source, texts in by_source.items()]
 
-# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c25
+# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c26
 def pair_choices() -> list[tuple[str, str, str]]:
     "Gives what differs for single pairs."
     def text(change):
@@ -211,7 +211,7 @@ def pair_choices() -> list[tuple[str, str, str]]:
                                            for pair, change in pairs.items()),
              METHODS[loss].source.replace("paper and ", "")) for loss, pairs in BY_PAIR.items()]
 
-# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c27
+# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c28
 def training_choices(p: CRDBenchmark) -> list[tuple[str, str, str]]:
     "Gives the choices of the training."
     def text(**changes): return phase_text(replace(common(""), **changes).phase(BENCHMARK_EPOCHS))
@@ -226,7 +226,7 @@ def training_choices(p: CRDBenchmark) -> list[tuple[str, str, str]]:
          f"{text(**METHODS['reviewkd'].training, lr=0.1)}; 0.02 for the same",
          "official code (ReviewKD)")]
 
-# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c28
+# %% ../../nbs/experiments/50_crd_benchmark.ipynb #c29
 def other_choices(p: CRDBenchmark) -> list[tuple[str, str, str]]:
     "Gives the choices of seeds, sums and assistants."
     assistants = {"-".join(pair): ASSISTANTS.get("-".join(pair)) for pair in p.pairs_on(None)}

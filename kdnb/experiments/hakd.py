@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'PRESETS', 'PAPER', 'PARTS', 'WORDING', 'TEACHERS', 'ROLES', 'WEIGHTS', 'OPTIONS', 'IN_PAPER', 'LOSS_CHOICES',
            'Recipe', 'corruptions_of', 'loaded', 'shown', 'check_networks', 'weight', 'names_of', 'paper_table', 'HAKD',
-           'network_choices', 'corruption_choices']
+           'network_choices', 'corruption_choices', 'by_data']
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c2
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ from .weights import method_of
 from ..models.pretrained import network
 from ..parameters import words
 from ..registry import InputError, one_of, parsed, unknown
+from ..report.text import DASH, last_texts, score_text
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c4
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,12 @@ class HAKD(Experiment):
         found = [paper_table(self.table, trio) for trio in trios]
         return pd.concat(found, ignore_index=True).drop_duplicates(ignore_index=True)
 
+    @property
+    def is_papers(self) -> bool:
+        "Whether networks and data are the paper's."
+        ours = (parsed(net)[0][0] in IN_PAPER for net in self.nets.values())
+        return all(ours) and not any(images.note for images in self.sets)
+
     def load(self) -> list[Images]:
         recipe = self.recipe
         return [shown(held_out(images, self.preset_name, recipe.cut), kind, self.part, recipe.side)
@@ -260,3 +267,14 @@ LOSS_CHOICES = [
      "not stated; official code (RepDistiller)"),
     ("other rows", "the student alone, kd, each part alone, and every loss from both teachers",
      "ours: without them loss and teacher change together")]
+
+# %% ../../nbs/experiments/60_hakd.ipynb #c32
+def by_data(cells: pd.DataFrame) -> pd.DataFrame:
+    "Gives the cells of a summary in a column per data set; the student alone stands there once."
+    paper = [f" [{score_text(value)}]" if pd.notna(value) else "" for value in cells.paper]
+    found = cells.assign(
+        row=cells["name"], teacher=cells.teacher.where(cells.role != "student", DASH),
+        text=[own + beside for own, beside in zip(last_texts(cells), paper)])
+    found = found.drop_duplicates(["data", "teacher", "row", "text"])
+    return found.pivot_table(index=["teacher", "row"], columns="data", values="text", sort=False,
+                             aggfunc="; ".join).fillna(DASH).reset_index().rename_axis(None, axis=1)

@@ -19,7 +19,7 @@ def ab_loss(
     t: Tensor,             # teacher's map before the activation, `[b, ch, h, w]`
     margin: float = 1.0,   # distance to keep from the boundary
 ) -> Tensor:               # a scalar
-    "Squared hinge of the student's neurons on the teacher's signs, sum for an image (Heo 2019)."
+    "Sums the squared hinge of the student's neurons on the teacher's signs; mean of the images."
     side = torch.where(t > 0, s, -s).where(~t.isnan(), t)   # a NaN has no sign, and shows
     return (margin - side).relu().square().sum() / len(s)
 
@@ -27,7 +27,7 @@ def ab_loss(
 def stage_weights(
     stages: int,
 ) -> list[float]:
-    "Weights of the stages, shallow to deep, each half the next; the last is 3 / 1000."
+    "Gives the weights of the stages, shallow to deep, each half the next; the last is 3 / 1000."
     return [3 / 1000 * 2.0**(i - stages + 1) for i in range(stages)]
 
 # %% ../../nbs/losses/28_ab.ipynb #c17

@@ -13,25 +13,25 @@ from torch import Tensor
 from ..contract import MapTerm, Out, paired, same_size, unit
 from ..registry import InputError, losses, positive
 
-# %% ../../nbs/losses/24_at.ipynb #c6
+# %% ../../nbs/losses/24_at.ipynb #n17
 def attention(
     f: Tensor,      # a map, `[b, ch, h, w]`
     p: float = 2,   # exponent
 ) -> Tensor:        # `[b, h * w]`, of length 1
-    "Where a map is active: mean over channels of the power, normalised (Zagoruyko 2017, 3.1)."
+    "Says where a map is active: mean power over channels, normalised (Zagoruyko 2017, 3.1)."
     if p == 2: return unit(f.square().mean(1).flatten(1))
     # the size of an image's map does not matter, and a high power of it could overflow
     largest = f.detach().abs().amax((1, 2, 3), keepdim=True)
     power = (f / largest.clamp(min=torch.finfo(f.dtype).tiny)).abs().pow(p)
     return unit(power.mean(1).flatten(1))
 
-
+# %% ../../nbs/losses/24_at.ipynb #c6
 def at_loss(
     s: Tensor,      # student's map, `[b, cs, h, w]`
     t: Tensor,      # teacher's map, `[b, ct, h, w]`
     p: float = 2,
 ) -> Tensor:        # a scalar
-    "Mean squared difference of two maps' attention, over images and positions."
+    "Averages the squared difference of two maps' attention over images and positions."
     return F.mse_loss(*(attention(f, p) for f in same_size(s, t)))
 
 # %% ../../nbs/losses/24_at.ipynb #c24

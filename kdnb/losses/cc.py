@@ -17,7 +17,7 @@ def cc_loss(
     t: Tensor,       # teacher's embedded vectors, `[b, d]`
     index: Tensor,   # positions of the images in the data set, `[b]`
 ) -> Tensor:         # a scalar, zero for a batch of one
-    "Mean product of neighbouring images' absolute errors (Peng 2019, authors' code)."
+    "Averages the product of neighbouring images' absolute errors (Peng 2019, authors' code)."
     errors = (s - t).abs()[index.argsort(stable=True)]
     return (errors[:-1] * errors[1:]).sum() / max(len(errors) - 1, 1)
 
@@ -26,7 +26,7 @@ def cc_all_loss(
     s: Tensor,   # student's embedded vectors, `[b, d]`
     t: Tensor,   # teacher's embedded vectors, `[b, d]`
 ) -> Tensor:     # a scalar, zero for a batch of one
-    "Mean product of two images' absolute errors over all pairs: the mean of `cc_loss` over orders."
+    "Averages the product of two images' absolute errors over all pairs: `cc_loss` over all orders."
     errors, b = (s - t).abs(), len(s)
     return (errors * (errors.sum(0) - errors)).sum() / max(b * (b - 1), 1)
 

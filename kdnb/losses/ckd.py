@@ -15,7 +15,7 @@ from .supcon import supcon_loss
 from ..registry import InputError, losses, one_of, positive
 from ..scores import pair_cross_entropy
 
-# %% ../../nbs/losses/45_ckd.ipynb #c5
+# %% ../../nbs/losses/45_ckd.ipynb #n22
 TRIPLES = ("t_s_s", "s_t_t", "s_t_s")
 
 
@@ -24,19 +24,19 @@ def ckd_scores(
     t: Tensor,        # teacher's vectors, `[b, d]`
     triple: str,      # anchor, positive and negatives, one of `TRIPLES`
 ) -> Tensor:          # `[b, b]`
-    "Similarity of each anchor with its positive (diagonal) and its negatives (ckd, Table VII)."
+    "Compares each anchor with its positive (diagonal) and its negatives (ckd, Table VII)."
     if triple == "t_s_s": return t @ s.T
     if triple == "s_t_t": return s @ t.T
     return (s @ s.T).diagonal_scatter((s * t).sum(1))
 
-
+# %% ../../nbs/losses/45_ckd.ipynb #c5
 def ckd_loss(
     s: Tensor,              # student's vectors, `[b, d]`
     t: Tensor,              # teacher's vectors, `[b, d]`
     tau: float = 1.0,       # temperature
     triple: str = "t_s_s",  # anchor, positive and negatives, one of `TRIPLES`
 ) -> Tensor:                # a scalar
-    "Cross-entropy of each anchor's softmax over the batch against its own image (ckd, Eq. 14)."
+    "Averages each anchor's cross-entropy over the batch against its own image (ckd, Eq. 14)."
     if triple == "t_s_s": return pair_cross_entropy(t, s, 1 / tau)
     if triple == "s_t_t": return pair_cross_entropy(s, t, 1 / tau)
     target = torch.arange(len(s), device=s.device)

@@ -16,7 +16,7 @@ def cosine_loss(
     s: Tensor,  # student's vectors, `[b, d]`
     t: Tensor,  # teacher's vectors, `[b, d]`
 ) -> Tensor:    # a scalar, between -1 and 1
-    "Minus the cosine of each pair of vectors, batch mean (lee2025, Eq. 3, its text's sign)."
+    "Averages minus the cosine of each pair of vectors (lee2025, Eq. 3, its text's sign)."
     return -(unit(s) * unit(t)).sum(-1).mean()
 
 # %% ../../nbs/losses/22_cosine.ipynb #c26

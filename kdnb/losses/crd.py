@@ -26,7 +26,7 @@ def crd_negatives(
     start: Tensor,   # where on the ring each image of the batch begins, `[b]`
     K: int,          # negatives
 ) -> tuple[Tensor, Tensor]:  # positions and how often each counts, 0 for own class; `[b, r]`
-    "The `K` negatives of each image: the first of other classes on a ring, as in RepDistiller."
+    "Draws each image's `K` negatives: the first of other classes on a ring, as in RepDistiller."
     length = min(K + most, len(labels))
     def window(x): return torch.cat([x, x[:length]]).unfold(0, length, 1)[start]
     other = window(labels[order]) != labels[index][:, None]
@@ -42,7 +42,7 @@ def crd_scores(
     drawn: Tensor,  # positions of the others, `[b, r]`
     tau: float,     # temperature
 ) -> tuple:    # with the own row `[b, 1]`, with the others `[b, r]`, with all `[b, n]`
-    "Inner products of each vector with stored ones, over the temperature."
+    "Computes inner products of each vector with stored ones, over the temperature."
     scores = (e / tau) @ bank.T
     return scores.gather(1, index[:, None]), scores.gather(1, drawn), scores
 
@@ -57,7 +57,8 @@ def crd_rows(
     K: int,
     tau: float = 0.07,
 ) -> tuple[Tensor, Tensor]:  # `[b]` and `[b, d]`
-    "Noise-contrastive loss of each vector against a bank and its slope (RepDistiller, crd/)."
+    """Computes each vector's noise-contrastive loss against a bank and its slope (RepDistiller,
+    crd/)."""
     noise, times = K / len(bank), times.to(e)
     own, other, scores = crd_scores(e, bank, index, drawn, tau)
     own, other = (x.sub_(log_z + math.log(noise + EPSILON)) for x in (own, other))
@@ -74,7 +75,7 @@ def crd_log_z(
     n: int,         # stored vectors
     K: int,         # negatives of each image
 ) -> Tensor:        # a scalar
-    "Logarithm of Z: stored vectors times the mean of the batch's exponentials (RepDistiller)."
+    "Gives log Z: stored vectors times the mean of the batch's exponentials (RepDistiller)."
     every = torch.cat([own, other + times.to(own).log()], 1)
     return every.flatten().logsumexp(0) + math.log(n / (len(own) * (K + 1)))
 
@@ -86,7 +87,7 @@ def crd_start(
     side: int,   # 0 for the student's bank, 1 for the teacher's
     device="cpu",
 ) -> Tensor:     # `[n, d]`
-    "What a bank holds before training: uniform within the square root of 3 / d (RepDistiller)."
+    "Draws what a bank holds before training: uniform within the root of 3 / d (RepDistiller)."
     rows, edge = torch.arange(n, device=device), math.sqrt(3 / d)
     numbers = uniforms((seed,), side, rows, tuple(range(1000, 1000 + d)))[:, 0].T
     return -edge + 2 * edge * numbers
@@ -131,7 +132,8 @@ class CRD(EmbeddedTerm):
             self.register_buffer(name, start.to(x))
 
     def check_values(self, student: Out, teacher: Out, y: Tensor, index: Tensor):
-        "As every loss; `InputError` for a position beyond the data set, or a label not its own."
+        """Looks as every loss; `InputError` for a position beyond the data set, or a label not
+        its own."""
         super().check_values(student, teacher, y, index)
         if self.embed_s is None: return
         within("position", index, len(self.given), "training images")
@@ -141,7 +143,7 @@ class CRD(EmbeddedTerm):
             f"and {self.given[index[wrong[0]]]} in the training set.")
 
     def draws(self, index: Tensor):
-        "Positions in the batch, and their negatives and counts, a few images at a time."
+        "Yields positions in the batch, and their negatives and counts, a few images at a time."
         everyone = torch.arange(len(self.labels), device=index.device)
         order = chance(self.origin, self.step, everyone, 40).argsort(stable=True)
         start = chance(self.origin, self.step, index, 41) * len(order) >> 32
@@ -162,7 +164,7 @@ class CRD(EmbeddedTerm):
 
     @torch.no_grad()
     def contrast(self, sides: list, index: Tensor) -> list:
-        "Loss and slope of every vector of both sides, `[b]` and `[b, d]`."
+        "Computes loss and slope of every vector of both sides, `[b]` and `[b, d]`."
         if not self.started: self.first_z(sides, index)
         self.started = True
         results = [(e.new_zeros(len(e)), torch.zeros_like(e)) for e, _ in sides]

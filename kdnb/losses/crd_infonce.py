@@ -18,7 +18,7 @@ def crd_infonce_loss(
     t: Tensor,           # teacher's vectors, `[b, d]`, the pool
     tau: float = 0.07,   # temperature
 ) -> Tensor:             # a scalar
-    "Mean cross-entropy of each student's softmax over teachers against its own (supcrd, 1.2)."
+    "Averages each student's cross-entropy over teachers against its own (supcrd, 1.2)."
     return pair_cross_entropy(s, t, 1 / tau)
 
 # %% ../../nbs/losses/42_crd_infonce.ipynb #c15

@@ -15,29 +15,29 @@ from ..contract import Out, VectorTerm, full_precision
 from .kd import kd_loss
 from ..registry import losses, positive, whole
 
-# %% ../../nbs/losses/13_ctkd.ipynb #c5
+# %% ../../nbs/losses/13_ctkd.ipynb #n17
 def temperature(
     theta: Tensor,         # trained number, a scalar
     low: float = 1.0,      # the lowest temperature
     reach: float = 20.0,   # how far the temperature can go above it
 ) -> Tensor:               # a scalar
-    "The temperature, between its bounds (Li et al. 2023)."
+    "Gives the temperature, between its bounds (Li et al. 2023)."
     return low + reach * theta.sigmoid()
 
-
+# %% ../../nbs/losses/13_ctkd.ipynb #n19
 def adversity(
     epoch: int,       # epochs done
     ramp: int = 10,   # epochs until it is -1
 ) -> float:           # between -1 and 0
-    "What the gradient of the temperature is multiplied by in the epoch that follows."
+    "Gives what the temperature's gradient is multiplied by in the epoch that follows."
     return (math.cos(math.pi * min(epoch + 1, ramp) / ramp) - 1) / 2
 
-
+# %% ../../nbs/losses/13_ctkd.ipynb #c5
 def with_slope(
     x: Tensor,          # any tensor
     multiple: float,    # what its gradient is multiplied by
 ) -> Tensor:            # the same numbers
-    "A tensor unchanged in value, whose gradient arrives multiplied."
+    "Gives a tensor unchanged in value, whose gradient arrives multiplied."
     return x.detach() + multiple * (x - x.detach())
 
 # %% ../../nbs/losses/13_ctkd.ipynb #c21

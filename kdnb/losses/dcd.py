@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from ..contract import EmbeddedTerm, Out, unit
 from ..registry import InputError, losses, not_negative, one_of, positive
 
-# %% ../../nbs/losses/46_dcd.ipynb #c5
+# %% ../../nbs/losses/46_dcd.ipynb #n21
 def consistency(
     log_s: Tensor,       # logarithm of each student's softmax over teachers, `[b, b]`
     log_t: Tensor,       # logarithm of each teacher's softmax over students, `[b, b]`
     kl: str = "teacher", # whose softmax comes first in the divergence: "teacher" or "student"
 ) -> Tensor:             # a scalar
-    "Mean divergence between rows and columns of one matrix (dcd, Eq. 6 or the released code)."
+    "Averages the divergence between rows and columns of one matrix (dcd, Eq. 6, or the code)."
     first, second = (log_t, log_s) if kl == "teacher" else (log_s, log_t)
     return (first.exp() * (first - second)).sum(1).mean()
 
-
+# %% ../../nbs/losses/46_dcd.ipynb #c5
 def dcd_loss(
     s: Tensor,            # student's unit vectors, `[b, d]`
     t: Tensor,            # teacher's unit vectors, `[b, d]`
@@ -32,7 +32,7 @@ def dcd_loss(
     alpha: float = 0.5,   # weight of the consistency
     kl: str = "teacher",  # whose softmax comes first in the divergence: "teacher" or "student"
 ) -> Tensor:              # a scalar
-    "Cross-entropy of students among teachers, plus consistency with the reverse (dcd, Eq. 2)."
+    "Adds students' cross-entropy among teachers and consistency with the reverse (dcd, Eq. 2)."
     scores = scale * (s @ t.T)
     log_s, log_t = scores.log_softmax(1), scores.T.log_softmax(1)
     return alpha * consistency(log_s, log_t, kl) - log_s.diagonal().mean()
@@ -46,7 +46,7 @@ def factor(
     clamp: str = "scale",    # what is held below `tau_max`: "scale", the factor, or "tau"
     tau_max: float = 10.0,   # the largest value of either
 ) -> Tensor:                 # a scalar
-    "The factor on the similarities, clamped; finite in value and gradient for any `tau`."
+    "Gives the factor on the similarities, clamped; finite in value and gradient for any `tau`."
     return tau.clamp(max=math.log(tau_max) if clamp == "scale" else tau_max).exp()
 
 # %% ../../nbs/losses/46_dcd.ipynb #c26

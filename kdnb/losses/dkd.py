@@ -12,37 +12,37 @@ from torch import Tensor
 from ..contract import Out, VectorTerm
 from ..registry import InputError, losses, not_negative, positive
 
-# %% ../../nbs/losses/11_dkd.ipynb #c5
+# %% ../../nbs/losses/11_dkd.ipynb #n0
 def target_and_others(
     u: Tensor,                # logits, `[b, c]`
     y: Tensor,                # labels, `[b]`
 ) -> tuple[Tensor, Tensor]:   # `[b, 2]` and `[b, c - 1]`
-    "Logits of target against all others together, and of the others alone."
+    "Gives the logits of target against all others together, and of the others alone."
     k = torch.arange(u.shape[1] - 1, device=u.device)
     others = u.gather(1, k + (k >= y[:, None]))
     return torch.cat([u.gather(1, y[:, None]), others.logsumexp(1, keepdim=True)], 1), others
 
-
+# %% ../../nbs/losses/11_dkd.ipynb #c5
 def divergence(
     s: Tensor,   # student's logits, `[b, k]`
     t: Tensor,   # teacher's logits, `[b, k]`
 ) -> Tensor:     # `[b]`
-    "Divergence of the student's from the teacher's softmax, for each row."
+    "Computes the divergence of the student's from the teacher's softmax, for each row."
     log_p, log_q = t.log_softmax(1), s.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
-# %% ../../nbs/losses/11_dkd.ipynb #c6
+# %% ../../nbs/losses/11_dkd.ipynb #n3
 def dkd_parts(
     s: Tensor,                # student's logits, `[b, c]`
     t: Tensor,                # teacher's logits, `[b, c]`
     y: Tensor,                # labels, `[b]`
     T: float = 4.0,           # temperature
 ) -> tuple[Tensor, Tensor]:   # both `[b]`
-    "TCKD and NCKD of each image, without weights and without T² (Zhao et al. 2022, Eq. 6)."
+    "Computes TCKD and NCKD of each image, without weights and T² (Zhao et al. 2022, Eq. 6)."
     pairs = zip(target_and_others(s / T, y), target_and_others(t / T, y))
     return tuple(divergence(a, b) for a, b in pairs)
 
-
+# %% ../../nbs/losses/11_dkd.ipynb #c6
 def dkd_loss(
     s: Tensor,            # student's logits, `[b, c]`
     t: Tensor,            # teacher's logits, `[b, c]`
@@ -51,7 +51,7 @@ def dkd_loss(
     beta: float = 8.0,    # weight of the others' part
     T: float = 4.0,       # temperature
 ) -> Tensor:              # a scalar
-    "T² times the mean of both weighted parts (Zhao et al. 2022, Eq. 7)."
+    "Computes T² times the mean of both weighted parts (Zhao et al. 2022, Eq. 7)."
     target, others = dkd_parts(s, t, y, T)
     return T**2 * (alpha * target + beta * others).mean()
 

@@ -17,7 +17,7 @@ def dml_loss(
     s: Tensor,  # logits of the network that learns, `[b, c]`
     t: Tensor,  # logits of its peer, `[b, c]`
 ) -> Tensor:    # a scalar
-    "Mean divergence of a network's probabilities from its peer's (Zhang et al. 2018, Eq. 4 and 5)."
+    "Computes the mean divergence of a network from its peer (Zhang et al. 2018, Eq. 4 and 5)."
     return kd_loss(s, t, T=1.0)
 
 # %% ../../nbs/losses/15_dml.ipynb #c12

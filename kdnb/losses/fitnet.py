@@ -17,14 +17,14 @@ def regressing_conv(
     s: Tensor,  # student's map, `[b, cs, hs, ws]`
     t: Tensor,  # teacher's map, `[b, ct, ht, wt]`
 ) -> nn.Module:
-    "Convolution that brings a student's map to the teacher's channels and size."
+    "Makes the convolution that brings a student's map to the teacher's channels and size."
     channels, (hs, ws), (ht, wt) = (s.shape[1], t.shape[1]), s.shape[-2:], t.shape[-2:]
     if (hs, ws) == (2 * ht, 2 * wt): return nn.Conv2d(*channels, 3, stride=2, padding=1)
     if (2 * hs, 2 * ws) == (ht, wt):
         return nn.ConvTranspose2d(*channels, 4, stride=2, padding=1)
     return nn.Conv2d(*channels, (1 + max(hs - ht, 0), 1 + max(ws - wt, 0)))
 
-# %% ../../nbs/losses/23_fitnet.ipynb #c9
+# %% ../../nbs/losses/23_fitnet.ipynb #n25
 class Regressor(nn.Module):
     "Convolution, batch normalisation and ReLU from the student's map to the teacher's."
     def __init__(self,
@@ -40,12 +40,12 @@ class Regressor(nn.Module):
         self.norm.train(self.training and x[:, 0].numel() > 1)
         return F.relu(self.norm(x))
 
-
+# %% ../../nbs/losses/23_fitnet.ipynb #c9
 def hint_loss(
     s: Tensor,  # the regressor's output, `[b, ch, h, w]`
     t: Tensor,  # teacher's map, `[b, ch, h, w]`, or larger
 ) -> Tensor:    # a scalar
-    "Mean squared difference of two maps (Romero et al. 2015, Eq. 3, as a mean)."
+    "Averages the squared difference of two maps (Romero et al. 2015, Eq. 3, as a mean)."
     return F.mse_loss(*same_size(s, t))
 
 # %% ../../nbs/losses/23_fitnet.ipynb #c20
@@ -54,7 +54,7 @@ def hint_pair(
     teacher: Out,
     layer: int,  # 0 for the stem, 1 for the first pair of stages
 ) -> tuple[Tensor, Tensor]:
-    "The two maps of one layer; `InputError` where a network does not have it."
+    "Gives the two maps of one layer; `InputError` where a network does not have it."
     pairs = [(student.stem, teacher.stem), *paired(student.maps, teacher.maps)]
     if layer < len(pairs) and all(f is not None for f in pairs[layer]): return pairs[layer]
     raise InputError(f"hint_layer={layer} is not a layer of both networks; "

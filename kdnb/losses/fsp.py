@@ -15,33 +15,33 @@ from torch import Tensor
 from ..contract import MapTerm, Out, full_precision, same_size
 from ..registry import InputError, losses
 
-# %% ../../nbs/losses/35_fsp.ipynb #c6
+# %% ../../nbs/losses/35_fsp.ipynb #n19
 def flow(
     f: Tensor,   # a layer's map, `[b, c1, h, w]`
     g: Tensor,   # the next layer's map, `[b, c2, h2, w2]`
 ) -> Tensor:     # `[b, c1, c2]`
-    "Mean over positions of the products of two layers' channels (Yim 2017, Eq. 1)."
+    "Averages the products of two layers' channels over positions (Yim 2017, Eq. 1)."
     f, g = (x.flatten(2) for x in same_size(f, g))
     return f @ g.mT / f.shape[2]
 
-
+# %% ../../nbs/losses/35_fsp.ipynb #c6
 def fsp_loss(
     s: list[Tensor],   # student's maps, shallow to deep, each `[b, ch, h, w]`
     t: list[Tensor],   # teacher's maps, with the same numbers of channels
 ) -> Tensor:           # a scalar
-    "Sum over layers of the mean squared difference of both networks' flows (Yim 2017, Eq. 2)."
+    "Sums the mean squared difference of both networks' flows over layers (Yim 2017, Eq. 2)."
     return sum(F.mse_loss(flow(*x), flow(*z)) for x, z in zip(pairwise(s), pairwise(t)))
 
-# %% ../../nbs/losses/35_fsp.ipynb #c16
+# %% ../../nbs/losses/35_fsp.ipynb #n29
 def layers(out: Out) -> list[Tensor]:
-    "The map in front of the first stage and those of all stages; `InputError` without the former."
+    "Lists the map before the first stage and those of all stages; `InputError` without the former."
     if out.stem is None:
         raise InputError("fsp needs the map in front of the first stage, which a network lacks.")
     return [out.stem, *out.maps]
 
-
+# %% ../../nbs/losses/35_fsp.ipynb #c16
 def same_channels(student: Out, teacher: Out):
-    "`InputError` unless both networks have the same number of channels in every layer."
+    "Raises `InputError` unless both networks have the same channels in every layer."
     s, t = ([f.shape[1] for f in layers(out)] for out in (student, teacher))
     if s != t:
         raise InputError(f"the student's layers have {s} channels and the teacher's {t}: "

@@ -13,43 +13,43 @@ from torch import Tensor, nn
 from ..contract import MapTerm, Out, full_precision, same_size, unit
 from ..registry import InputError, losses, one_of, positive
 
-# %% ../../nbs/losses/29_ft.ipynb #c7
+# %% ../../nbs/losses/29_ft.ipynb #n21
 def direction(
     f: Tensor,                   # a factor, `[b, ch, h, w]`
     compare: str = "positions",  # "positions" or "factors"
 ) -> Tensor:                     # `[b, h * w]` or `[b, ch * h * w]`
-    "What is compared of a factor, a vector of unit length for each image."
+    "Gives what is compared of a factor, a vector of unit length for each image."
     if compare == "factors": return unit(f.flatten(1))
     # the scale drops out, and squares of what is at most 1 do not overflow
     largest = f.detach().abs().amax((1, 2, 3), keepdim=True)
     f = f / torch.where(largest > torch.finfo(f.dtype).tiny, largest, torch.inf)
     return unit(f.square().mean(1).flatten(1))
 
-
+# %% ../../nbs/losses/29_ft.ipynb #c7
 def ft_loss(
     s: Tensor,                   # student's factor, `[b, ch, h, w]`
     t: Tensor,                   # teacher's factor, `[b, ch, h, w]`
     compare: str = "positions",  # "positions", where they are active, or the whole "factors"
 ) -> Tensor:                     # a scalar
-    "Mean absolute difference of normalised factors (Kim 2018), by default of their positions."
+    "Averages the absolute difference of normalised factors, by default of their positions."
     return (direction(s, compare) - direction(t, compare)).abs().mean()
 
-# %% ../../nbs/losses/29_ft.ipynb #c16
+# %% ../../nbs/losses/29_ft.ipynb #n31
 def encoder(
     wide: int,            # channels of the map
     narrow: int,          # channels of the factor
     norm: bool = False,   # batch normalisation behind each convolution
     conv=nn.Conv2d,
 ) -> nn.Sequential:
-    "Three 3×3 convolutions, the second of which changes the width; leaky ReLUs (authors' code)."
+    "Makes three 3×3 convolutions, the second of which changes the width (authors' code)."
     def block(a, b):
         rest = [nn.BatchNorm2d(b)] if norm else []
         return [conv(a, b, 3, padding=1), *rest, nn.LeakyReLU(0.1)]
     return nn.Sequential(*block(wide, wide), *block(wide, narrow), *block(narrow, narrow))
 
-
+# %% ../../nbs/losses/29_ft.ipynb #c16
 def decoder(narrow: int, wide: int) -> nn.Sequential:
-    "The way back from a factor to the map, three transposed convolutions."
+    "Makes the way back from a factor to the map, three transposed convolutions."
     def block(a, b): return [nn.ConvTranspose2d(a, b, 3, padding=1), nn.LeakyReLU(0.1)]
     return nn.Sequential(*block(narrow, narrow), *block(narrow, wide), *block(wide, wide))
 

@@ -52,7 +52,7 @@ def gram_loss(
     s: Tensor,  # student's vectors, `[b, ds]`
     t: Tensor,  # teacher's vectors, `[b, dt]`; the widths may differ
 ) -> Tensor:    # a scalar
-    "Mean squared difference of the batch's Gram matrices (lee2025, Eq. 4 divided by `b * b`)."
+    "Averages the squared difference of two Gram matrices (lee2025, Eq. 4 divided by `b * b`)."
     width = max(s.shape[1], t.shape[1])
     s, t = (x if x.shape[1] == width else F.pad(x, (0, width - x.shape[1])) for x in (s, t))
     return (ByColumns if len(s) > 2.5 * width else ByRows).apply(s, t) / len(s)**2
@@ -62,7 +62,7 @@ def channel_gram_loss(
     s: Tensor,  # student's vectors, `[b, d]`
     t: Tensor,  # teacher's vectors, `[b, d]`
 ) -> Tensor:    # a scalar
-    "Mean squared difference of the features' second-moment matrices, over their `d * d` entries."
+    "Averages the squared difference of the features' second-moment matrices, `[d, d]`."
     return gram_loss(s.T, t.T) / len(s)**2
 
 # %% ../../nbs/losses/30_gram.ipynb #c34

@@ -18,7 +18,7 @@ def kd_loss(
     t: Tensor,       # teacher's logits, `[b, c]`
     T: float = 4.0,  # temperature of both softmaxes
 ) -> Tensor:         # a scalar
-    "T² times the mean divergence of student's from teacher's soft labels (Hinton et al. 2015)."
+    "Computes T² times the mean divergence of student's from teacher's soft labels (Hinton 2015)."
     log_p, log_q = F.log_softmax(t / T, -1), F.log_softmax(s / T, -1)
     return T**2 * (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 

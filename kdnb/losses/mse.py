@@ -16,7 +16,7 @@ def mse_loss(
     s: Tensor,  # student's vectors, `[b, d]`
     t: Tensor,  # teacher's vectors, `[b, d]`
 ) -> Tensor:    # a scalar
-    "Squared Euclidean distance of each pair of vectors, averaged over the batch (lee2025, Eq. 1)."
+    "Averages the squared Euclidean distance of each pair of vectors (lee2025, Eq. 1)."
     return (t - s).square().sum(-1).mean()
 
 # %% ../../nbs/losses/20_mse.ipynb #c23

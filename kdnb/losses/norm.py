@@ -16,7 +16,7 @@ def norm_loss(
     s: Tensor,  # student's vectors, `[b, d]`
     t: Tensor,  # teacher's vectors, `[b, d]`
 ) -> Tensor:    # a scalar, between 0 and 4
-    "Squared Euclidean distance of each pair of directions, mean of the batch (lee2025, Eq. 2)."
+    "Averages the squared Euclidean distance of each pair of directions (lee2025, Eq. 2)."
     return (unit(t) - unit(s)).square().sum(-1).mean()
 
 # %% ../../nbs/losses/21_norm.ipynb #c26

@@ -12,24 +12,24 @@ from torch import Tensor
 from ..contract import MapTerm, Out, paired, same_size, unit
 from ..registry import losses
 
-# %% ../../nbs/losses/36_nst.ipynb #c7
+# %% ../../nbs/losses/36_nst.ipynb #n21
 def by_positions(d: Tensor, e: Tensor) -> Tensor:
-    "Squared distance of the matrices `[p, p]`, from differences and sums `[b, c, p]`."
+    "Computes the squared distance of matrices `[p, p]` from differences and sums `[b, c, p]`."
     h = d.mT @ e
     return (h + h.mT).square().sum((1, 2)) / 4
 
-
+# %% ../../nbs/losses/36_nst.ipynb #n23
 def by_channels(d: Tensor, e: Tensor) -> Tensor:
-    "The same numbers from matrices `[c, c]`."
+    "Computes the same numbers from matrices `[c, c]`."
     across = e @ d.mT
     return ((d @ d.mT) * (e @ e.mT) + across * across.mT).sum((1, 2)) / 2
 
-
+# %% ../../nbs/losses/36_nst.ipynb #c7
 def nst_loss(
     s: Tensor,   # student's map, `[b, cs, h, w]`
     t: Tensor,   # teacher's map, `[b, ct, h, w]`; numbers of channels may differ
 ) -> Tensor:     # a scalar
-    "Squared MMD of two sets of channels, kernel `(x . z)**2`, mean over images (Huang 2017)."
+    "Averages the squared MMD of two sets of channels, kernel `(x . z)**2` (Huang 2017)."
     channels = max(s.shape[1], t.shape[1])
     x, z = (F.pad(unit(f.flatten(2)) / f.shape[1]**0.5, (0, 0, 0, channels - f.shape[1]))
             for f in same_size(s, t))

@@ -21,7 +21,7 @@ def partial_distance(
     t: Tensor,   # teacher's, of the same shape
     m: Tensor,   # margins, at most 0, `[ch]`
 ) -> Tensor:     # a scalar
-    "Squared distance to max(t, m) where it is positive or exceeded, summed, mean over the images."
+    "Sums the squared distance to max(t, m) where it is positive or exceeded; mean of the images."
     target = torch.maximum(t, m.view(-1, 1, 1))
     missed = s - target
     return torch.where(target > 0, missed, missed.relu()).square().sum() / len(s)
@@ -30,7 +30,7 @@ def partial_distance(
 def margins(
     norm: Tensor,   # scale and shift of a batch normalisation, `[2, ch]`
 ) -> Tensor:        # at most 0, `[ch]`
-    "Mean of a normal channel's negative part; minus three deviations where it is hardly negative."
+    "Computes the mean of a normal channel's negative part; -3 deviations where it hardly has one."
     deviation, mean = norm[0].abs(), norm[1]
     z = mean / deviation
     negative = torch.special.ndtr(-z)
@@ -38,7 +38,7 @@ def margins(
     hardly = -3 * deviation + 0 * mean   # a NaN of either number stays one
     return torch.where(negative > 0.001, mean - deviation * density / negative, hardly)
 
-# %% ../../nbs/losses/26_ofd.ipynb #c20
+# %% ../../nbs/losses/26_ofd.ipynb #n25
 class BatchNorm(nn.BatchNorm2d):
     "Batch normalisation, by its running statistics where a channel has a single value."
     def forward(self, x: Tensor) -> Tensor:
@@ -46,9 +46,9 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
                             eps=self.eps)
 
-
+# %% ../../nbs/losses/26_ofd.ipynb #c20
 def connector(inputs: int, outputs: int) -> nn.Sequential:
-    "A 1 x 1 convolution and a batch normalisation: to another number of channels."
+    "Makes a 1 x 1 convolution and a batch normalisation: to another number of channels."
     conv = nn.Conv2d(inputs, outputs, 1, bias=False)
     nn.init.normal_(conv.weight, 0, math.sqrt(2 / outputs))
     return nn.Sequential(conv, BatchNorm(outputs))

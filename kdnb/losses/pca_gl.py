@@ -16,20 +16,20 @@ from ..data.views import chance, mix
 from ..contract import MapTerm, Out, full_precision
 from ..registry import InputError, losses, one_of, whole
 
-# %% ../../nbs/losses/50_pca_gl.ipynb #c6
+# %% ../../nbs/losses/50_pca_gl.ipynb #n35
 def by_head(x: Tensor, heads: int) -> Tensor:
-    "Rows `[b, n, d]` cut into heads, `[b, heads, n, d / heads]`."
+    "Cuts rows `[b, n, d]` into heads, `[b, heads, n, d / heads]`."
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-
+# %% ../../nbs/losses/50_pca_gl.ipynb #n37
 def attended(q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
-    "Attention over the patches, from rows `[b, n, d]`; `[b, heads, n, d / heads]`."
+    "Computes attention over the patches from rows `[b, n, d]`; `[b, heads, n, d / heads]`."
     q, k, v = (by_head(x, heads) for x in (q, k, v))
     return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
 
-
+# %% ../../nbs/losses/50_pca_gl.ipynb #c6
 def relation(v: Tensor, heads: int = 1) -> Tensor:
-    "Scaled inner products of the values of all patches, `[b, heads, n, n]`."
+    "Computes scaled inner products of the values of all patches, `[b, heads, n, n]`."
     v = by_head(v, heads)
     return v @ v.mT / math.sqrt(v.shape[-1])
 
@@ -41,7 +41,7 @@ def coins(
     epoch: int,
     index: Tensor,   # positions in the data set, `[b]`
 ) -> Tensor:         # bool, `[b, count]`
-    "Coins that depend on their number, the image, the epoch and the seed alone."
+    "Tosses coins that depend on their number, the image, the epoch and the seed alone."
     number = mix(torch.arange(-(-count // 4), device=index.device))
     words = mix(chance(seed, epoch, index, 40)[:, None] ^ number)
     bytes_of = (words - 2**31).int().view(torch.uint8)
@@ -72,7 +72,7 @@ class Neighbourhoods(nn.Module):
 
 # %% ../../nbs/losses/50_pca_gl.ipynb #c21
 def query_width(teacher: Out, heads: int) -> int:
-    "Width of the teacher's queries; `InputError` where they cannot be used."
+    "Gives the width of the teacher's queries; `InputError` where they cannot be used."
     if len(teacher.attention) != 3: raise InputError(
         "pca_gl needs a transformer as teacher: this one gives no queries, keys and values.")
     (_, n, d), (h, w) = teacher.attention[0].shape, teacher.maps[-1].shape[-2:]
@@ -119,7 +119,7 @@ class PCAGL(MapTerm):
                 f.shape[1], patches.shape[1], patches.shape[-2:], self.side).to(f)
 
     def pca(self, f: Tensor, attention: tuple, index: Tensor) -> Tensor:
-        "Loss of the attention, from the student's map on the teacher's grid."
+        "Computes the loss of the attention, from the student's map on the teacher's grid."
         own = self.qkv(f).flatten(2).mT
         mixed, (q, k, v) = own, attention
         if self.p and self.training:

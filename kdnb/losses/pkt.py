@@ -11,24 +11,24 @@ from torch import Tensor
 from ..contract import VectorTerm, unit
 from ..registry import losses
 
-# %% ../../nbs/losses/34_pkt.ipynb #c6
+# %% ../../nbs/losses/34_pkt.ipynb #n13
 EPS = 1e-7  # added to both probabilities inside the logarithm
 
 
 def neighbours(
     x: Tensor,   # one network's vectors, `[b, d]`
 ) -> Tensor:     # rows that sum to 1, `[b, b]`
-    "Each sample's cosines with the batch, moved to [0, 1], as a distribution."
+    "Makes a distribution of each sample's cosines with the batch, moved to [0, 1]."
     x = unit(x)
     weights = (x @ x.T + 1) / 2
     return weights / weights.sum(1, keepdim=True)
 
-
+# %% ../../nbs/losses/34_pkt.ipynb #c6
 def pkt_loss(
     s: Tensor,   # student's vectors, `[b, d]`
     t: Tensor,   # teacher's vectors, `[b, e]`, any width
 ) -> Tensor:     # a scalar
-    "Divergence of both networks' neighbourhoods, mean over pairs (Passalis 2018, cosine kernel)."
+    "Averages the divergence of both networks' neighbourhoods (Passalis 2018, cosine kernel)."
     p, q = neighbours(t), neighbours(s)
     return (p * ((p + EPS) / (q + EPS)).log()).mean()
 

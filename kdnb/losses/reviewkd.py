@@ -19,7 +19,7 @@ def hcl(
     s: Tensor,   # student's map, `[b, ch, h, w]`
     t: Tensor,   # teacher's, of the same shape
 ) -> Tensor:     # a scalar
-    "Weighted mean of the mean squares of the difference and of its averages on coarser grids."
+    "Averages the mean squares of the difference and of its averages on coarser grids, weighted."
     difference = s - t
     total, weight, weights = difference.square().mean(), 1.0, 1.0
     for l in (4, 2, 1):
@@ -34,7 +34,7 @@ def resized(
     x: Tensor,           # a map, `[b, ch, h, w]`
     size: tuple,         # height and width it is to have
 ) -> Tensor:
-    "The map in another size, its pixels repeated or left out."
+    "Gives the map in another size, its pixels repeated or left out."
     size = tuple(size)
     return x if x.shape[-2:] == size else F.interpolate(x, size, mode="nearest")
 
@@ -78,7 +78,7 @@ class ReviewKD(MapTerm):
         self.fusions = None
 
     def levels(self, student: Out, teacher: Out) -> list[tuple]:
-        "Pairs of student's and teacher's map, shallow to deep, the embeddings last."
+        "Pairs student's and teacher's maps, shallow to deep, the embeddings last."
         maps = student.before if self.before else student.maps
         embeddings = student.embedding[..., None, None], teacher.embedding[..., None, None]
         return [*paired(maps, teacher.before), embeddings]

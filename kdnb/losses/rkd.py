@@ -13,11 +13,11 @@ from torch import Tensor
 from ..contract import VectorTerm
 from ..registry import InputError, losses, not_negative
 
-# %% ../../nbs/losses/33_rkd.ipynb #c7
+# %% ../../nbs/losses/33_rkd.ipynb #n24
 def squared_distances(
     x: Tensor,   # one network's vectors, `[b, d]`
 ) -> Tensor:     # `[b, b]`
-    "Squared distances of all pairs, in a unit of the batch's own; exactly zero for equal rows."
+    "Computes squared distances of all pairs, in the batch's own unit; exactly 0 for equal rows."
     largest = x.detach().abs().amax()
     x = x / torch.where(largest > torch.finfo(x.dtype).tiny, largest, torch.inf)
     x = x - x.mean(0)
@@ -27,11 +27,11 @@ def squared_distances(
     equal = squares <= 16 * torch.finfo(x.dtype).eps * both   # not so for a NaN, which stays
     return torch.where(equal, 0, squares).fill_diagonal_(0)
 
-
+# %% ../../nbs/losses/33_rkd.ipynb #c7
 def relative(
     squares: Tensor,   # squared distances, `[b, b]`
 ) -> Tensor:           # `[b, b]`, zero where there is no distance
-    "Distances divided by the mean distance of two different samples."
+    "Divides distances by the mean distance of two different samples."
     apart, b = squares != 0, len(squares)
     distances = torch.where(apart, squares, 1).sqrt() * apart
     total = distances.sum()
@@ -43,7 +43,7 @@ def cosines(
     roots: Tensor,     # one over the distances, zero where there is none, `[b, b]`
     at: slice,         # the corners, `a` of them
 ) -> Tensor:           # `[a, b, b]`
-    "Cosine of the angle at each corner between the directions to any two samples."
+    "Computes the cosine of the angle at each corner between the directions to any two samples."
     both = (squares[at, :, None] + squares[at, None, :]).sub_(squares)
     return both.mul_(roots[at, :, None]).mul_(roots[at, None, :]).mul_(0.5)
 
@@ -53,7 +53,7 @@ def angle_sums(
     t: Tensor,          # teacher's squared distances, `[b, b]`
     most: int = 2**18,  # numbers in one table
 ) -> tuple[Tensor, Tensor]:  # a scalar and `[b, b]`
-    "Mean Huber difference of all cosines, and its gradient with respect to `s`."
+    "Averages the Huber difference of all cosines; gives its gradient with respect to `s`, too."
     roots_s, roots_t = (torch.where(q > 0, q, torch.inf).rsqrt() for q in (s, t))
     b, value, slope = len(s), 0, torch.zeros_like(s)
     step = max(1, most // b**2)
@@ -68,7 +68,7 @@ def angle_sums(
         slope -= push.sum(0) / 2
     return value / b**3, slope / b**3
 
-# %% ../../nbs/losses/33_rkd.ipynb #c14
+# %% ../../nbs/losses/33_rkd.ipynb #n29
 class Angles(torch.autograd.Function):
     "`angle_sums` with its own gradient."
     @staticmethod
@@ -81,14 +81,14 @@ class Angles(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple:
         return grad * ctx.saved_tensors[0], None
 
-
+# %% ../../nbs/losses/33_rkd.ipynb #c14
 def rkd_loss(
     s: Tensor,              # student's vectors, `[b, d]`
     t: Tensor,              # teacher's vectors, `[b, e]`, any width
     distance: float = 25.0, # weight of the distances
     angle: float = 50.0,    # weight of the angles
 ) -> Tensor:                # a scalar
-    "Huber differences of relative distances and of angles (Park 2019, RKD-D and RKD-A)."
+    "Adds Huber differences of relative distances and of angles (Park 2019, RKD-D and RKD-A)."
     s, t = squared_distances(s), squared_distances(t)
     loss = distance * F.smooth_l1_loss(relative(s), relative(t)) if distance else 0
     return loss + angle * Angles.apply(s, t) if angle else loss

@@ -11,20 +11,20 @@ from torch import Tensor
 from ..contract import MapTerm, Out, unit
 from ..registry import losses
 
-# %% ../../nbs/losses/31_sp.ipynb #c6
+# %% ../../nbs/losses/31_sp.ipynb #n16
 def similarities(
     f: Tensor,   # a map, `[b, ch, h, w]`, or anything with a row per image
 ) -> Tensor:     # `[b, b]`, each row of length 1
-    "Inner products of each image with the batch, as a direction (Tung 2019, Eq. 2 and 3)."
+    "Gives each image's inner products with the batch as a direction (Tung 2019, Eq. 2 and 3)."
     x = f.flatten(1)
     return unit(x @ x.T)
 
-
+# %% ../../nbs/losses/31_sp.ipynb #c6
 def sp_loss(
     s: Tensor,   # student's map, `[b, ...]`
     t: Tensor,   # teacher's map, `[b, ...]`, of any shape
 ) -> Tensor:     # a scalar
-    "Mean squared difference of the batch's similarity matrices (Tung 2019, Eq. 4)."
+    "Averages the squared difference of the batch's similarity matrices (Tung 2019, Eq. 4)."
     return (similarities(s) - similarities(t)).square().mean()
 
 # %% ../../nbs/losses/31_sp.ipynb #c21

@@ -13,21 +13,21 @@ from ..contract import VectorTerm, full_precision
 from ..registry import losses, one_of, positive
 from ..scores import mean_contrast
 
-# %% ../../nbs/losses/40_supcon.ipynb #c7
+# %% ../../nbs/losses/40_supcon.ipynb #n29
 def own_class(
     y: Tensor,                 # labels, `[b]`
 ) -> tuple[Tensor, Tensor]:    # both `[b]`
-    "For each sample, a number below `b` for its class alone, and its class's size in the batch."
+    "Gives each sample a number below `b` for its class alone, and its class's size in the batch."
     ordered = y.sort().values
     first = torch.searchsorted(ordered, y)
     return first, torch.searchsorted(ordered, y, right=True) - first
 
-
+# %% ../../nbs/losses/40_supcon.ipynb #c7
 def class_means(
     s: Tensor,  # vectors, `[b, d]`
     y: Tensor,  # labels, `[b]`
 ) -> Tensor:    # `[b, d]`
-    "For each sample, the mean of its class's vectors in the batch."
+    "Gives each sample the mean of its class's vectors in the batch."
     if len(s) <= 128:  # beyond, sums are faster
         same = (y[:, None] == y).to(s.dtype)
         return (same / same.sum(1, keepdim=True)) @ s
@@ -41,7 +41,7 @@ def supcon_loss(
     y: Tensor,          # labels of both, `[b]`
     tau: float = 0.1,   # temperature
 ) -> Tensor:            # a scalar
-    "Mean cross-entropy of each teacher's softmax over students against its class (lee2025, Eq. 5)."
+    "Averages each teacher's cross-entropy over students against its class (lee2025, Eq. 5)."
     pull = (t * class_means(s, y)).sum(1) / tau
     return mean_contrast(t, s, pull, 1 / tau)
 
@@ -49,7 +49,7 @@ def supcon_loss(
 def supcon_floor(
     y: Tensor,    # labels, `[b]`
 ) -> Tensor:      # a scalar
-    "Lower bound of `supcon_loss` for these labels: batch mean of the log of the class sizes."
+    "Gives the lower bound of `supcon_loss` for these labels: mean log of the class sizes."
     return own_class(y)[1].log().mean()
 
 # %% ../../nbs/losses/40_supcon.ipynb #c23
@@ -59,7 +59,7 @@ def supcon_naive(
     y: Tensor,          # labels, `[b]`
     tau: float = 0.1,   # temperature
 ) -> Tensor:            # a scalar
-    "`supcon_loss` computed as Eq. 5 writes it: not finite where the exponential overflows."
+    "Computes `supcon_loss` as Eq. 5 writes it: not finite where the exponential overflows."
     share = torch.exp(t @ s.T / tau)
     share = share / share.sum(1, keepdim=True)
     i, p = (y[:, None] == y).nonzero(as_tuple=True)
@@ -71,7 +71,7 @@ def supcon_self(
     y: Tensor,          # their labels, `[b]`
     tau: float = 0.1,   # temperature
 ) -> Tensor:            # a scalar
-    "Supervised contrast of one network, mean over anchors with a positive (Khosla 2020, Eq. 2)."
+    "Averages one network's supervised contrast over anchors with a positive (Khosla 2020, Eq. 2)."
     z = full_precision(z)
     with torch.autocast(z.device.type, enabled=False): scores = z @ z.T / tau
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)

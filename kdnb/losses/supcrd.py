@@ -13,22 +13,23 @@ from torch import Tensor
 from .crd_infonce import CRDInfoNCE
 from ..registry import losses
 
-# %% ../../nbs/losses/43_supcrd.ipynb #c7
+# %% ../../nbs/losses/43_supcrd.ipynb #n14
 def lse_of(
     scores: Tensor,  # `[b, n]`
     chosen: Tensor,  # which of them count, booleans `[b, n]`
 ) -> Tensor:         # `[b]`
-    "Log-sum-exp of the chosen scores of each row; the lowest finite number where there are none."
+    """Computes the log-sum-exp of each row's chosen scores; the lowest finite number if there are
+    none."""
     return scores.masked_fill(~chosen, torch.finfo(scores.dtype).min).logsumexp(1)
 
-
+# %% ../../nbs/losses/43_supcrd.ipynb #c7
 def supcrd_loss(
     s: Tensor,           # student's vectors, `[b, d]`, the anchors
     t: Tensor,           # teacher's vectors, `[b, d]`, the pool
     y: Tensor,           # labels of both, `[b]`
     tau: float = 0.07,   # temperature
 ) -> Tensor:             # a scalar
-    "Mean of -log of what an anchor's own class has of its softmax (supcrd, 2.2)."
+    "Averages -log of what an anchor's own class has of its softmax (supcrd, 2.2)."
     scores, same = s @ t.T / tau, y[:, None] == y
     return F.softplus(lse_of(scores, ~same) - lse_of(scores, same)).mean()
 

@@ -22,7 +22,7 @@ def class_logs(
     u: Tensor,     # logits, `[b, c]`
     T: float = 1,  # temperature
 ) -> tuple[Tensor, Tensor]:  # both `[b, c]`
-    "Logarithms of softmax probabilities p and of 1 - p, exact also where p is almost 0 or 1."
+    "Computes the logarithms of softmax probabilities p and of 1 - p, exact also near 0 and 1."
     log_p = F.log_softmax(u / T, 1)
     top = log_p.argmax(1, keepdim=True)
     rest = log_p.scatter(1, top, torch.finfo(u.dtype).min).logsumexp(1, keepdim=True)
@@ -41,7 +41,7 @@ def supcrd_lw_rows(
     variant: str = "a",   # one of `VARIANTS`
     dealt: Tensor | None = None,  # position whose weight each anchor has in variant f, `[b]`
 ) -> Tensor:          # `[b]`
-    "Logit-weighted supervised contrast of every anchor (supcrd, 3.1)."
+    "Computes the logit-weighted supervised contrast of every anchor (supcrd, 3.1)."
     same, own = y[:, None] == y, log_p.gather(1, y[:, None])[:, 0]
     near, k = lse_of(scores, same), math.log(rho)
     mean = (scores * same).sum(1) / same.sum(1)
@@ -68,7 +68,8 @@ class SupCRDLW(VectorTerm):
         super().__init__(on, normalize)
         self.tau, self.T_kd, self.rho = (
             positive("tau", tau), positive("T_kd", T_kd), positive("rho", rho))
-        self.variant, self.needs = one_of("variant", variant, VARIANTS), tuple(sorted({on, "logits"}))
+        self.variant = one_of("variant", variant, VARIANTS)
+        self.needs = tuple(sorted({on, "logits"}))
         self.register_buffer("seed", None)
         self.register_buffer("step", None)
 
@@ -83,7 +84,7 @@ class SupCRDLW(VectorTerm):
         self.step = torch.zeros_like(self.seed)
 
     def dealt(self, index: Tensor) -> Tensor:
-        "For each image of the batch, another one, drawn for this step, `[b]`."
+        "Deals each image of the batch another one, drawn for this step, `[b]`."
         order = chance(self.seed, self.step, index, 50).argsort()
         return torch.empty_like(order).scatter_(0, order, order.roll(1))
 

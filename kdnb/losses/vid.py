@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from ..contract import MapTerm, Out, full_precision, paired, same_size
 from ..registry import InputError, losses, positive
 
-# %% ../../nbs/losses/25_vid.ipynb #c6
+# %% ../../nbs/losses/25_vid.ipynb #n14
 FLOOR = 1e-5  # smallest variance
 
 
 def variances(rho: Tensor) -> Tensor:
-    "Variance of each channel from its trained number, `[ch]`: above `FLOOR`."
+    "Gives the variance of each channel from its trained number, `[ch]`: above `FLOOR`."
     return F.softplus(rho) + FLOOR
 
-
+# %% ../../nbs/losses/25_vid.ipynb #c6
 def vid_loss(
     mean: Tensor,  # what the student predicts of the teacher's map, `[b, ch, h, w]`
     t: Tensor,     # teacher's map, `[b, ch, h, w]`
     rho: Tensor,   # trained number of each channel, `[ch]`
 ) -> Tensor:       # a scalar, of either sign
-    "Negative log likelihood of the teacher's map, mean over its entries (Ahn 2019, Eqs. 4 and 6)."
+    "Averages the negative log likelihood of the teacher's map (Ahn 2019, Eqs. 4 and 6)."
     variance = variances(rho)[:, None, None]
     return ((t - mean).square() / variance + variance.log()).mean() / 2
 
@@ -37,7 +37,7 @@ def vid_loss(
 def start(
     variance: float,  # above `FLOOR`
 ) -> float:
-    "The trained number that gives this variance."
+    "Gives the trained number that has this variance."
     return variance - FLOOR + math.log(-math.expm1(FLOOR - variance))
 
 # %% ../../nbs/losses/25_vid.ipynb #c16
@@ -45,7 +45,7 @@ def predictor(
     s: int,  # channels of the student
     t: int,  # channels of the teacher
 ) -> nn.Sequential:
-    "The network that predicts a teacher's map from a student's (authors' code)."
+    "Makes the network that predicts a teacher's map from a student's (authors' code)."
     def conv(channels): return nn.Conv2d(channels, t, 1, bias=False)
     return nn.Sequential(conv(s), nn.ReLU(), conv(t), nn.ReLU(), conv(t))
 

@@ -13,24 +13,24 @@ from torch import Tensor
 from ..contract import VectorTerm
 from ..registry import losses, positive
 
-# %% ../../nbs/losses/12_wsld.ipynb #c5
+# %% ../../nbs/losses/12_wsld.ipynb #n12
 def wsld_weights(
     s: Tensor,   # student's logits, `[b, c]`
     t: Tensor,   # teacher's logits, `[b, c]`
     y: Tensor,   # labels, `[b]`
 ) -> Tensor:     # between 0 and 1, without gradient, `[b]`
-    "How much each image counts, from both networks' cross-entropies (Zhou et al. 2021)."
+    "Says how much each image counts, from both networks' cross-entropies (Zhou et al. 2021)."
     of_s, of_t = (F.cross_entropy(u.detach(), y, reduction="none").clamp(min=0) for u in (s, t))
     return -torch.expm1(-of_s / (of_t + 1e-7))
 
-
+# %% ../../nbs/losses/12_wsld.ipynb #c5
 def wsld_loss(
     s: Tensor,       # student's logits, `[b, c]`
     t: Tensor,       # teacher's logits, `[b, c]`
     y: Tensor,       # labels, `[b]`
     T: float = 4.0,  # temperature of the soft labels
 ) -> Tensor:         # a scalar
-    "T² times the mean of the weighted soft cross-entropies (Zhou et al. 2021)."
+    "Computes T² times the mean of the weighted soft cross-entropies (Zhou et al. 2021)."
     soft = -((t / T).softmax(1) * (s / T).log_softmax(1)).sum(1)
     return T**2 * (wsld_weights(s, t, y) * soft).mean()
 

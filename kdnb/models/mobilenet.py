@@ -13,20 +13,20 @@ from ..contract import Network, Out
 from .resnet import scale_and_shift
 from ..registry import models
 
-# %% ../../nbs/models/40_mobilenet.ipynb #c4
+# %% ../../nbs/models/40_mobilenet.ipynb #n1
 def normed(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list:
-    "A convolution that keeps the map's size but for its stride, and batch normalisation."
+    "Makes a convolution that keeps the map's size but for its stride, and batch normalisation."
     return [nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
             nn.BatchNorm2d(outputs)]
 
-
+# %% ../../nbs/models/40_mobilenet.ipynb #n3
 def depthwise(width: int, stride: int) -> list:
-    "A 3 x 3 convolution of each channel on its own, normalisation and ReLU."
+    "Makes a 3 x 3 convolution of each channel on its own, normalisation and ReLU."
     return [*normed(width, width, 3, stride, groups=width), nn.ReLU()]
 
-
+# %% ../../nbs/models/40_mobilenet.ipynb #c4
 def pointwise(inputs: int, outputs: int) -> list:
-    "A 1 x 1 convolution and normalisation, without activation."
+    "Makes a 1 x 1 convolution and normalisation, without activation."
     return normed(inputs, outputs, 1)
 
 # %% ../../nbs/models/40_mobilenet.ipynb #c7
@@ -119,14 +119,14 @@ class MobileNetV2(Network):
         norms = tuple(scale_and_shift(stage[-1].layers[-1]) for stage in self.stages)
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(maps), stem, norms)
 
-# %% ../../nbs/models/40_mobilenet.ipynb #c12
+# %% ../../nbs/models/40_mobilenet.ipynb #n8
 @models.register("mobilenet_v1")
 def mobilenet_v1(classes: int = 10, channels: int = 3) -> MobileNet:
-    "MobileNet at full width."
+    "Makes a MobileNet at full width."
     return MobileNet(classes, channels)
 
-
+# %% ../../nbs/models/40_mobilenet.ipynb #c12
 @models.register("mobilenet_v2")
 def mobilenet_v2(classes: int = 10, channels: int = 3) -> MobileNetV2:
-    "MobileNetV2 at half width for small images."
+    "Makes a MobileNetV2 at half width for small images."
     return MobileNetV2(classes, channels)

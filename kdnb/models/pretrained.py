@@ -22,7 +22,7 @@ from .torchvision import NAMES
 from .vit import as_map
 from ..registry import InputError, models, parsed, unknown, whole
 
-# %% ../../nbs/models/80_pretrained.ipynb #c4
+# %% ../../nbs/models/80_pretrained.ipynb #n15
 TIMM = {"vit_clip": "vit_base_patch16_clip_quickgelu_224", "vit_tiny_16": "vit_tiny_patch16_224"}
 
 
@@ -33,22 +33,22 @@ class Expected(NamedTuple):
     std: tuple[float, ...]
     mode: str = "bilinear"   # how images of another size are resized, or "bicubic"
 
-
+# %% ../../nbs/models/80_pretrained.ipynb #n17
 def library():
-    "timm, imported when it is first asked for: that takes a second which only its networks cost."
+    "Imports timm when it is first asked for: that takes a second which only its networks cost."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it asks for widgets that it does not use here
         import timm
     return timm
 
-
+# %% ../../nbs/models/80_pretrained.ipynb #c4
 def tags(name: str) -> list[str]:
-    "The sets of weights that timm knows for one of its networks here."
+    "Lists the sets of weights that timm knows for one of its networks here."
     return [full.split(".")[1] for full in library().list_pretrained(f"{TIMM[name]}.*")]
 
 # %% ../../nbs/models/80_pretrained.ipynb #c5
 def expected(name: str, weights: str) -> Expected:
-    "The images that published weights were made for; `InputError` where there are no such weights."
+    "Describes the images that published weights were made for; `InputError` for other weights."
     if name in TIMM:
         if weights not in tags(name): raise unknown(f"weights of {name}:", weights, tags(name))
         made = library().get_pretrained_cfg(f"{TIMM[name]}.{weights}")
@@ -99,7 +99,7 @@ class TimmTransformer(Network):
 
 # %% ../../nbs/models/80_pretrained.ipynb #c11
 def timm_file(name: str, weights: str) -> Path:
-    "The published file of timm's weights, downloaded once; `InputError` where it cannot be had."
+    "Gives the file of timm's weights, downloaded once; `InputError` where it cannot be had."
     from huggingface_hub import hf_hub_url  # timm's own, and as slow to import
     made = library().get_pretrained_cfg(f"{TIMM[name]}.{weights}")
     url = hf_hub_url(made.hf_hub_id, "model.safetensors")
@@ -114,7 +114,7 @@ def timm_file(name: str, weights: str) -> Path:
 
 # %% ../../nbs/models/80_pretrained.ipynb #c12
 def from_timm(name: str):
-    "A factory of one of timm's transformers."
+    "Makes a factory of one of timm's transformers."
     def make(classes: int = 10, channels: int = 3, weights: str | None = None,
              block: int | None = None, image_size: int = 224) -> TimmTransformer:
         create, given = library().create_model, {
@@ -170,7 +170,7 @@ def network(
     images: Images,      # the data set it is for
     start: bool = False, # whether it starts from its published weights, if its name has any
 ) -> nn.Module:
-    "The network that a run's name stands for; `InputError` for a wrong name, option or value."
+    "Builds the network that a run's name stands for; `InputError` for a wrong name or value."
     (name, options), *more = parsed(spec)
     if more: raise InputError(f"{spec!r} names several networks; a run has one.")
     weights, size = options.pop("weights", None), options.pop("size", None)

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from ..contract import Network, Out
 from ..registry import models
 
-# %% ../../nbs/models/10_resnet.ipynb #c4
+# %% ../../nbs/models/10_resnet.ipynb #n11
 def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
-    "A convolution that keeps the map's size but for its stride, and batch normalisation."
+    "Makes a convolution that keeps the map's size but for its stride, and batch normalisation."
     return nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False),
                          nn.BatchNorm2d(outputs))
 
-
+# %% ../../nbs/models/10_resnet.ipynb #n13
 def scale_and_shift(norm: nn.BatchNorm2d) -> Tensor:
-    "A batch normalisation's scale and shift, `[2, ch]`, without gradient."
+    "Gives a batch normalisation's scale and shift, `[2, ch]`, without gradient."
     return torch.stack([norm.weight, norm.bias]).detach()
 
-
+# %% ../../nbs/models/10_resnet.ipynb #c4
 class Basic(nn.Module):
     "Two 3 x 3 convolutions and a shortcut; gives its output before the last activation."
     expansion = 1
@@ -97,26 +97,27 @@ class ResNet(Staged):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-# %% ../../nbs/models/10_resnet.ipynb #c9
+# %% ../../nbs/models/10_resnet.ipynb #n18
 FOUR_STAGES = {"resnet18": (Basic, [2, 2, 2, 2]), "resnet34": (Basic, [3, 4, 6, 3]),
                "resnet50": (Bottleneck, [3, 4, 6, 3])}
 THIN = {"resnet8": (1, 16, 1), "resnet14": (2, 16, 1), "resnet20": (3, 16, 1),
         "resnet32": (5, 16, 1), "resnet44": (7, 16, 1), "resnet56": (9, 16, 1),
-        "resnet110": (18, 16, 1), "resnet8x4": (1, 32, 4), "resnet32x4": (5, 32, 4)}
+        "resnet110": (18, 16, 1), "resnet8x4": (1, 32, 4), "resnet32x4": (5, 32, 4),
+        "resnet8_w4": (1, 4, 0.25)}
 
 
 def four_stages(block: type, depths: list[int]):
-    "A factory of four-stage networks."
+    "Makes a factory of four-stage networks."
     def make(classes: int = 10, channels: int = 3) -> ResNet:
         return ResNet(block, depths, 64, [64, 128, 256, 512], classes, channels)
     return make
 
-
-def thin(depth: int, stem: int, times: int):
-    "A factory of the CRD benchmark's three-stage networks."
+# %% ../../nbs/models/10_resnet.ipynb #c9
+def thin(depth: int, stem: int, times: float):
+    "Makes a factory of the CRD benchmark's three-stage networks; \"resnet8_w4\" is ours."
+    widths = [int(width * times) for width in (16, 32, 64)]
     def make(classes: int = 10, channels: int = 3) -> ResNet:
-        return ResNet(Basic, [depth] * 3, stem, [16 * times, 32 * times, 64 * times],
-                      classes, channels)
+        return ResNet(Basic, [depth] * 3, stem, widths, classes, channels)
     return make
 
 

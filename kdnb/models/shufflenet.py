@@ -19,16 +19,16 @@ def shuffle(
     x: Tensor,    # map, `[b, ch, h, w]`
     groups: int,  # the channels lie in so many groups
 ) -> Tensor:      # `[b, ch, h, w]`; each run of `groups` channels holds one of each group
-    "The channels dealt out: the first of every group, the second of every group, and so on."
+    "Deals the channels out: the first of every group, the second of every group, and so on."
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
-# %% ../../nbs/models/50_shufflenet.ipynb #c11
+# %% ../../nbs/models/50_shufflenet.ipynb #n13
 def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list:
-    "A convolution that keeps the map's size but for its stride, and batch normalisation."
+    "Makes a convolution that keeps the map's size but for its stride, and batch normalisation."
     return [nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
             nn.BatchNorm2d(outputs)]
 
-
+# %% ../../nbs/models/50_shufflenet.ipynb #c11
 class Grouped(nn.Module):
     "Two grouped 1 x 1 convolutions around a depthwise one; gives its output before the last ReLU."
     def __init__(self, inputs: int, outputs: int, stride: int):
@@ -75,7 +75,7 @@ class Halves(nn.Module):
     def forward(self,
         x: Tensor,                 # `[b, ch, h, w]`
     ) -> tuple[Tensor, Tensor]:    # both `[b, ch, h, w]`
-        "The output, shuffled, and the same before its ReLU, not shuffled."
+        "Gives the output, shuffled, and the same before its ReLU, not shuffled."
         kept, y = x.chunk(2, 1)
         y = self.layers(y)
         return shuffle(torch.cat([kept, F.relu(y)], 1), 2), torch.cat([kept, y], 1)
@@ -125,14 +125,14 @@ class ShuffleNetV2(Network):
         embedding = self.last(x).mean((2, 3))
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(before), stem)
 
-# %% ../../nbs/models/50_shufflenet.ipynb #c18
+# %% ../../nbs/models/50_shufflenet.ipynb #n20
 @models.register("shufflenet_v1")
 def shufflenet_v1(classes: int = 10, channels: int = 3) -> ShuffleNet:
-    "ShuffleNet with three groups."
+    "Makes a ShuffleNet with three groups."
     return ShuffleNet(classes, channels)
 
-
+# %% ../../nbs/models/50_shufflenet.ipynb #c18
 @models.register("shufflenet_v2")
 def shufflenet_v2(classes: int = 10, channels: int = 3) -> ShuffleNetV2:
-    "ShuffleNet V2 at its width 1."
+    "Makes a ShuffleNet V2 at its width 1."
     return ShuffleNetV2(classes, channels)

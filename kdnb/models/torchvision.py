@@ -37,44 +37,44 @@ def load(
             f"the weights {weights} of {name} can neither be read nor downloaded ({reason}). "
             f"Put the file of {url} into {torch.hub.get_dir()}/checkpoints.") from error
 
-# %% ../../nbs/models/60_torchvision.ipynb #c6
+# %% ../../nbs/models/60_torchvision.ipynb #n20
 def parts(
     net: nn.Module,  # a ResNet or a MobileNetV2 of torchvision
 ) -> tuple[nn.Sequential, list[nn.Sequential], nn.Module, nn.Linear]:
-    "Stem, stages, what stands between them and the pooling, and classifier."
+    "Takes a network apart: stem, stages, what stands between them and the pooling, classifier."
     if isinstance(net, published.MobileNetV2):
         f = net.features
         return f[0], [f[1:4], f[4:7], f[7:14], f[14:18]], f[18], net.classifier[1]
     return (nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool),
             [net.layer1, net.layer2, net.layer3, net.layer4], nn.Identity(), net.fc)
 
-
+# %% ../../nbs/models/60_torchvision.ipynb #c6
 def first_convolution(old: nn.Conv2d, channels: int) -> nn.Conv2d:
-    "A new convolution like the old one, for images of so many channels."
+    "Makes a new convolution like the old one, for images of so many channels."
     new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding,
                     bias=False)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     return new
 
-# %% ../../nbs/models/60_torchvision.ipynb #c8
+# %% ../../nbs/models/60_torchvision.ipynb #n23
 def summed(
     block: nn.Module,  # torchvision's basic block or bottleneck
     x: Tensor,         # `[b, ch, h, w]`
 ) -> Tensor:           # `[b, ch', h', w']`
-    "A residual block's output before its last ReLU."
+    "Computes a residual block's output before its last ReLU."
     y = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
     if hasattr(block, "conv3"): y = block.bn3(block.conv3(F.relu(y)))
     return y + (x if block.downsample is None else block.downsample(x))
 
-
+# %% ../../nbs/models/60_torchvision.ipynb #n25
 def ended(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    "A block's output after and before its last activation."
+    "Computes a block's output after and before its last activation."
     if hasattr(block, "downsample"): return F.relu(y := summed(block, x)), y
     return (y := block(x)), y
 
-
+# %% ../../nbs/models/60_torchvision.ipynb #c8
 def last_norm(block: nn.Module) -> nn.BatchNorm2d:
-    "The batch normalisation that ends a block."
+    "Gives the batch normalisation that ends a block."
     return block.conv[-1] if hasattr(block, "conv") else getattr(block, "bn3", block.bn2)
 
 # %% ../../nbs/models/60_torchvision.ipynb #c9
@@ -115,7 +115,7 @@ NAMES = {"resnet18_imagenet": "resnet18", "resnet34_imagenet": "resnet34",
 
 
 def walked(name: str, **options):
-    "A factory of one of torchvision's networks."
+    "Makes a factory of one of torchvision's networks."
     def make(classes: int = 10, channels: int = 3, weights: str | None = None) -> Walked:
         known = classes if weights is None else 1000
         net = published.get_model(name, num_classes=known, **options)

@@ -57,7 +57,7 @@ DEPTHS = {"vgg8": (1, 1, 1, 1, 1), "vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 
 
 
 def plain(depths: tuple[int, ...]):
-    "A factory of networks with so many convolutions in their stages."
+    "Makes a factory of networks with so many convolutions in their stages."
     stages = [[width] * depth for depth, width in zip(depths, (64, 128, 256, 512, 512))]
     def make(classes: int = 10, channels: int = 3) -> VGG: return VGG(stages, classes, channels)
     return make

@@ -20,7 +20,7 @@ def projected(
     block: nn.Module,  # a block of torchvision's transformer
     x: Tensor,         # its input, class token first, `[b, 1 + n, d]`
 ) -> tuple[Tensor, Tensor, Tensor]:  # each `[b, n, d]`
-    "Queries, keys and values of the patches, all heads side by side."
+    "Computes queries, keys and values of the patches, all heads side by side."
     attention = block.self_attention
     return F.linear(block.ln_1(x[:, 1:]), attention.in_proj_weight, attention.in_proj_bias
                     ).chunk(3, -1)
@@ -30,7 +30,7 @@ def as_map(
     x: Tensor,                 # tokens, class token first, `[b, 1 + h * w, d]`
     size: tuple[int, int],     # height and width of the grid of patches
 ) -> tuple[Tensor, Tensor]:    # `[b, d, h, w]`, and the tokens again
-    "The patch tokens as a map, and the tokens that go on from it: gradients pass through the map."
+    "Gives the patch tokens as a map, and the tokens that go on from it, gradients through the map."
     shown = x[:, 1:].mT.unflatten(2, size)
     return shown, torch.cat([x[:, :1], shown.flatten(2).mT], 1)
 
@@ -80,21 +80,21 @@ class Transformer(Network):
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(maps), stem,
                    attention=attention)
 
-# %% ../../nbs/models/70_vit.ipynb #c10
+# %% ../../nbs/models/70_vit.ipynb #n18
 def transformer(
     patch: int, depth: int, heads: int, width: int,
     classes: int, image_size: int,  # in pixels, a multiple of the patch
 ) -> VisionTransformer:
-    "torchvision's transformer, four times as wide inside its blocks."
+    "Makes torchvision's transformer, four times as wide inside its blocks."
     if whole("image_size", image_size) % patch:
         raise InputError(f"image_size={image_size} is not a multiple of the patch, {patch}.")
     return VisionTransformer(image_size, patch, depth, heads, width, 4 * width, num_classes=classes)
 
-
+# %% ../../nbs/models/70_vit.ipynb #n20
 @models.register("vit_b_16")
 def vit_b_16(classes: int = 10, channels: int = 3, weights: str | None = None,
              block: int | None = None, image_size: int = 224) -> Transformer:
-    "Patches of 16 x 16 pixels, twelve blocks of width 768."
+    "Makes a transformer with patches of 16 x 16 pixels and twelve blocks of width 768."
     net = transformer(16, 12, 12, 768, classes if weights is None else 1000, image_size)
     if weights is not None:
         made = ViT_B_16_Weights.__members__.get(weights)
@@ -104,9 +104,9 @@ def vit_b_16(classes: int = 10, channels: int = 3, weights: str | None = None,
         load(net, "vit_b_16", weights)
     return Transformer(net, classes, channels, block)
 
-
+# %% ../../nbs/models/70_vit.ipynb #c10
 @models.register("vit_tiny_4")
 def vit_tiny_4(classes: int = 10, channels: int = 3,
                block: int | None = None, image_size: int = 32) -> Transformer:
-    "Patches of 4 x 4 pixels, four blocks of width 64."
+    "Makes a transformer with patches of 4 x 4 pixels and four blocks of width 64."
     return Transformer(transformer(4, 4, 4, 64, classes, image_size), classes, channels, block)

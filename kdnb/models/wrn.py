@@ -77,7 +77,7 @@ class WideResNet(Network):
 
 # %% ../../nbs/models/20_wrn.ipynb #c10
 def wide(depth: int, times: int):
-    "A factory of wide residual networks."
+    "Makes a factory of wide residual networks."
     def make(classes: int = 10, channels: int = 3) -> WideResNet:
         return WideResNet(depth, times, classes, channels)
     return make

@@ -59,17 +59,16 @@ def watch(at):
         fsync(handle)
 
     train.step, store.write_whole, os.fsync = stepped, written, synced
-    module.CHECKPOINT = 0.0  # one after every step
 
 
 def kill_at(place, count, name):
-    "Sends this process a signal at a place; if it dies at once, the file that it writes is left half as long."
+    "Sends this process a signal at a place; a file that it is writing is left half as long."
     seen = Counter()
 
     def at(here, handle=None):
         seen[here] += 1
         if (here, seen[here]) != (place, int(count)): return
-        if handle is not None and name == "SIGKILL": os.ftruncate(handle, os.fstat(handle).st_size // 2)
+        if handle is not None: os.ftruncate(handle, os.fstat(handle).st_size // 2)
         print(f"{name} at {here} {count}", flush=True)
         os.kill(os.getpid(), signal.Signals[name])
     return at
@@ -105,6 +104,8 @@ if __name__ == "__main__":
     ask.add_argument("--hold", action="store_true")
     asked = ask.parse_args()
     if asked.each: asked.kill = each()
-    if asked.kill: watch(kill_at(*asked.kill))
+    if asked.kill:
+        watch(kill_at(*asked.kill))
+        module.CHECKPOINT = 0.0  # one after every step
     if asked.hold: watch(hold())
     module.execute(small_plan(asked.seeds), images, store.Store(asked.folder))

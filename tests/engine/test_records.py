@@ -170,7 +170,7 @@ def test_the_commit_is_this_repositorys(tmp_path):
     (tmp_path/"kdnb").symlink_to(provenance.kdnb.__path__[0])
     code = ("import kdnb, kdnb.engine.provenance as p; from pathlib import Path\n"
             f"kdnb.__file__ = {str(tmp_path/'site'/'kdnb'/'__init__.py')!r}; Path(kdnb.__file__).parent.mkdir(parents=True)\nprint(p.commit())")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout.strip() == "None"
 
 
