@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..contract import Out
 from ..registry import InputError
 
-# %% ../../nbs/analysis/10_cka.ipynb #n1
+# %% ../../nbs/analysis/10_cka.ipynb #n28
 def centred(
     x: Tensor,   # features, `[n, ...]`
 ) -> Tensor:     # float64, `[n, d]`
@@ -30,7 +30,7 @@ def hsic(x: Tensor, y: Tensor) -> Tensor:
     if len(x) > x.shape[1] + y.shape[1]: return (x.T @ y).square().sum()
     return ((x @ x.T) * (y @ y.T)).sum()
 
-# %% ../../nbs/analysis/10_cka.ipynb #n4
+# %% ../../nbs/analysis/10_cka.ipynb #n31
 def alignment(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
     "Computes the cosine from three inner products; nan where a side has no variation."
     length = xx.clamp(min=0).sqrt() * yy.clamp(min=0).sqrt()
@@ -72,7 +72,7 @@ class StreamedCKA:
         return alignment(*((product - torch.outer(self.sums[i], self.sums[j]) / self.n)
                            .square().sum() for (i, j), product in self.products.items()))
 
-# %% ../../nbs/analysis/10_cka.ipynb #n11
+# %% ../../nbs/analysis/10_cka.ipynb #n38
 def gram(
     x: Tensor,   # features, `[n, ...]`
 ) -> Tensor:     # float64, `[n, n]`

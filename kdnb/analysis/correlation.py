@@ -37,7 +37,7 @@ def correlation_difference(
                          f"not {tuple(student.shape)} and {tuple(teacher.shape)}.")
     return correlation(student, centre) - correlation(teacher, centre)
 
-# %% ../../nbs/analysis/20_correlation.ipynb #n5
+# %% ../../nbs/analysis/20_correlation.ipynb #n16
 def class_logits(
     logits: Tensor,  # `[n, c]`
     y: Tensor,       # labels, `[n]`

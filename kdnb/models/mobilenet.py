@@ -13,13 +13,13 @@ from ..contract import Network, Out
 from .resnet import scale_and_shift
 from ..registry import models
 
-# %% ../../nbs/models/40_mobilenet.ipynb #n11
+# %% ../../nbs/models/40_mobilenet.ipynb #n1
 def normed(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list:
     "Makes a convolution that keeps the map's size but for its stride, and batch normalisation."
     return [nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False),
             nn.BatchNorm2d(outputs)]
 
-# %% ../../nbs/models/40_mobilenet.ipynb #n13
+# %% ../../nbs/models/40_mobilenet.ipynb #n3
 def depthwise(width: int, stride: int) -> list:
     "Makes a 3 x 3 convolution of each channel on its own, normalisation and ReLU."
     return [*normed(width, width, 3, stride, groups=width), nn.ReLU()]
@@ -119,7 +119,7 @@ class MobileNetV2(Network):
         norms = tuple(scale_and_shift(stage[-1].layers[-1]) for stage in self.stages)
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(maps), stem, norms)
 
-# %% ../../nbs/models/40_mobilenet.ipynb #n18
+# %% ../../nbs/models/40_mobilenet.ipynb #n8
 @models.register("mobilenet_v1")
 def mobilenet_v1(classes: int = 10, channels: int = 3) -> MobileNet:
     "Makes a MobileNet at full width."

@@ -22,7 +22,7 @@ from .torchvision import NAMES
 from .vit import as_map
 from ..registry import InputError, models, parsed, unknown, whole
 
-# %% ../../nbs/models/80_pretrained.ipynb #n1
+# %% ../../nbs/models/80_pretrained.ipynb #n15
 TIMM = {"vit_clip": "vit_base_patch16_clip_quickgelu_224", "vit_tiny_16": "vit_tiny_patch16_224"}
 
 
@@ -33,7 +33,7 @@ class Expected(NamedTuple):
     std: tuple[float, ...]
     mode: str = "bilinear"   # how images of another size are resized, or "bicubic"
 
-# %% ../../nbs/models/80_pretrained.ipynb #n3
+# %% ../../nbs/models/80_pretrained.ipynb #n17
 def library():
     "Imports timm when it is first asked for: that takes a second which only its networks cost."
     with warnings.catch_warnings():

@@ -80,7 +80,7 @@ class Transformer(Network):
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(maps), stem,
                    attention=attention)
 
-# %% ../../nbs/models/70_vit.ipynb #n3
+# %% ../../nbs/models/70_vit.ipynb #n18
 def transformer(
     patch: int, depth: int, heads: int, width: int,
     classes: int, image_size: int,  # in pixels, a multiple of the patch
@@ -90,7 +90,7 @@ def transformer(
         raise InputError(f"image_size={image_size} is not a multiple of the patch, {patch}.")
     return VisionTransformer(image_size, patch, depth, heads, width, 4 * width, num_classes=classes)
 
-# %% ../../nbs/models/70_vit.ipynb #n5
+# %% ../../nbs/models/70_vit.ipynb #n20
 @models.register("vit_b_16")
 def vit_b_16(classes: int = 10, channels: int = 3, weights: str | None = None,
              block: int | None = None, image_size: int = 224) -> Transformer:
