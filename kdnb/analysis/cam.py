@@ -101,7 +101,7 @@ def figure_maps(nets: list[Compared], images: Images, stage: int, count: int = 5
             ax.set_ylabel(images.classes[y], fontsize=8)
         for column, c in zip(axes.T[1:], nets): draw_maps(column, c.student, few, stage)
         names = ["image", *[c.method for c in nets]]
-        for ax, name in zip(axes[0], names): ax.set_title(name, fontsize=8)
+        for ax, name in zip(axes[0], names): ax.set_title(name.replace(" ", "\n"), fontsize=8)
     return fig
 
 # %% ../../nbs/analysis/70_cam.ipynb #c31

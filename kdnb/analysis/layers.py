@@ -19,7 +19,7 @@ from .cka import Similarity, StreamedCKA, cka_matrix, layers
 from .compare import BASES, Compared, between
 from ..contract import paired
 from ..experiments.lee2025 import Lee2025
-from ..report.measures import measured
+from ..report.measures import WHERE, measured
 from ..style import COLOURS, LINES, MARKERS, STYLE
 
 # %% ../../nbs/analysis/12_layers.ipynb #c5
@@ -117,7 +117,7 @@ def look(method: str, i: int) -> dict:
 def first_section(rows: list[dict]):
     "Gives the measures of the first section of some rows as a data frame."
     frame = measured(rows)
-    same = [name for name in ("data", "preset", "changes", "protocol", "teacher", "student")]
+    same = [*WHERE, "teacher", "student"]
     return frame[(frame[same] == frame[same].iloc[0]).all(axis=1)]
 
 # %% ../../nbs/analysis/12_layers.ipynb #c32

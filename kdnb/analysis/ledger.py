@@ -6,19 +6,22 @@
 __all__ = ['TOLD', 'LINKS', 'BLUE', 'RED', 'GREEN', 'PINK', 'BROWN', 'SKY', 'SHADES', 'INSIDE', 'READING', 'proofs', 'sentence',
            'proved', 'runs_text', 'open_claim', 'decided', 'row_of', 'ledger', 'shared', 'shown', 'slips', 'linked',
            'ours', 'readable_claims', 'draw_verdicts', 'figure_verdicts', 'counts_of', 'alt_text', 'claims_text',
-           'write_claims']
+           'write_claims', 'claims_store']
 
 # %% ../../nbs/analysis/84_ledger.ipynb #c2
+import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .claims import (EQUAL, FAILS, HOLDS, UNKNOWN, Cell, claims_table, inside,
-                                  numbers, selected)
+from .claims import (EQUAL, FAILS, HOLDS, ROOT, UNKNOWN, Cell, claims_table,
+                                  inside, numbers, selected)
 from .evidence import Runs, evidence, judged, planned
 from .verdict import NOT_RUN, OPEN, PROVED, VERDICTS
+from ..parameters import check_names
+from ..parameters import folder as kept_in
 from ..report.looks import png
 from ..report.text import DASH, markdown
 from ..store import Store, write_whole
@@ -235,3 +238,11 @@ def write_claims(store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     write_whole(store.folder/"claims.md", claims_text(book, faults).encode())
     write_whole(store.folder/"fig_claims.png", png(figure_verdicts(book)))
     return book, faults
+
+# %% ../../nbs/analysis/84_ledger.ipynb #c56
+def claims_store(reports: str | None = None) -> Store:
+    "Gives the store of the parameter `reports`, of `KDNB_REPORTS`, or local/ and what is published."
+    check_names(["reports"])
+    given = os.environ.get("KDNB_REPORTS") if reports is None else reports
+    if given is not None: return Store(kept_in("reports", given, ROOT))
+    return Store(ROOT/"local", published=ROOT/"reports")

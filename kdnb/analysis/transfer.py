@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROBE', 'TARGETS', 'embeddings', 'fit_linear', 'Probe', 'linear_probe', 'halves', 'target_names', 'target_images',
-           'Transfer', 'probe_name', 'probe_numbers', 'printed_probes', 'draw_probes', 'figure_probes']
+           'Transfer', 'target_choices', 'probe_name', 'probe_numbers', 'printed_probes', 'draw_probes',
+           'figure_probes']
 
 # %% ../../nbs/analysis/50_transfer.ipynb #c2
 from copy import deepcopy
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from .compare import Compared
 from .layers import first_section
 from .small import only, plain
-from ..data.images import DATA, Images, load_images, resized
+from ..data.images import Images, data_names, load_images, resized
 from ..engine.learner import optimiser_of
 from ..engine.run import Phase
 from ..engine.train import batches
@@ -109,7 +110,7 @@ TARGETS = ("stl10", "tiny_imagenet")  # dcd's
 def target_names(target) -> tuple[str, ...]:
     "Gives the data sets of a parameter; `InputError` for an unknown one."
     names = TARGETS if target == "auto" else tuple(words("target", target))
-    known = [name for name in DATA if name not in ("auto", "digits")]
+    known = [name for name in data_names() if name not in ("auto", "digits")]
     for name in names:
         if name not in known: raise unknown("target", name, ["auto", *known])
     return names
@@ -156,25 +157,35 @@ class Transfer(CRDBenchmark):
             target_images(name, whole.shape[1], self.recipe.cut) for name in target_names(self.target)]
         return {images.name: images.to(self.torch_device) for images in found}
 
-# %% ../../nbs/analysis/50_transfer.ipynb #c33
+# %% ../../nbs/analysis/50_transfer.ipynb #c32
+def target_choices(p: Transfer) -> list[tuple[str, str, str]]:
+    "Gives the choices of a table of probes: what, its value, and its source."
+    probe = (f"{p.probe} epochs, batch {p.phase.batch}, SGD, {p.phase.lr:g} divided by 10 at 25, 50 "
+             f"and 75 %; batch normalisation {'moving' if p.moving else 'frozen'}; no augmentation")
+    sizes = [(f"transferred to {name}", f"{len(images.train_y)} training and {len(images.test_y)} "
+              f"test images. {images.note}", "size of the images: official code")
+             for name, images in p.targets.items()]
+    return [("probe", probe, "official code (DCD); frozen: paper"), *sizes]
+
+# %% ../../nbs/analysis/50_transfer.ipynb #c35
 def probe_name(moving: bool) -> str:
     "Gives the name of the measure."
     return "linear probe, batch normalisation " + ("moving" if moving else "frozen")
 
-# %% ../../nbs/analysis/50_transfer.ipynb #c34
+# %% ../../nbs/analysis/50_transfer.ipynb #c36
 def probe_numbers(c: Compared, p: Transfer) -> dict:
     "Gives the accuracy in percent of a linear probe on each target, with the run's seed."
     return {(probe_name(p.moving), place): linear_probe(
         c.student, images, p.moving, p.phase, c.what["seed"]).accuracy
         for place, images in p.targets.items()}
 
-# %% ../../nbs/analysis/50_transfer.ipynb #c36
+# %% ../../nbs/analysis/50_transfer.ipynb #c38
 def printed_probes(names=TARGETS) -> dict[tuple[str, str], float]:
     "Gives the accuracies that dcd prints in its Table 2, by method and data set."
     return {(r.method, name): r.value for name in names
             for r in paper_numbers("dcd", f"cifar100->{name}").itertuples()}
 
-# %% ../../nbs/analysis/50_transfer.ipynb #c38
+# %% ../../nbs/analysis/50_transfer.ipynb #c40
 def draw_probes(ax, frame, place: str, paper: dict):
     "Draws the accuracies on a data set: a row per method, its runs, their mean and the paper's."
     methods = frame.method.unique()
@@ -187,7 +198,7 @@ def draw_probes(ax, frame, place: str, paper: dict):
     ax.set(title=place, xlabel="accuracy (%)", yticks=range(len(methods)),
            yticklabels=methods, ylim=(len(methods) - 0.5, -0.5))
 
-# %% ../../nbs/analysis/50_transfer.ipynb #c40
+# %% ../../nbs/analysis/50_transfer.ipynb #c42
 def figure_probes(rows: list[dict], paper: dict = {}):
     "Draws the accuracies of linear probes, a panel per data set, the paper's beside them."
     frame = first_section(rows)

@@ -165,6 +165,12 @@ class HAKD(Experiment):
         found = [paper_table(self.table, trio) for trio in trios]
         return pd.concat(found, ignore_index=True).drop_duplicates(ignore_index=True)
 
+    @property
+    def is_papers(self) -> bool:
+        "Whether networks and data are the paper's."
+        ours = (parsed(net)[0][0] in IN_PAPER for net in self.nets.values())
+        return all(ours) and not any(images.note for images in self.sets)
+
     def load(self) -> list[Images]:
         recipe = self.recipe
         return [shown(held_out(images, self.preset_name, recipe.cut), kind, self.part, recipe.side)
