@@ -321,8 +321,10 @@ def checkpoint(group: list[Learner], session: Session):
     for learner in group:
         if not learner.done: save_checkpoint(learner, session.store)
     session.saved = time.monotonic()
-    if stop: raise Stopped("Stopped after a checkpoint; nothing is lost. "
-                           "The same command goes on from here.")
+    if not stop: return
+    said = "Stopped after a checkpoint; nothing is lost. The same command goes on from here."
+    tell(said)
+    raise Stopped(said)
 
 # %% ../../nbs/engine/70_execute.ipynb #c63
 def together(learner: Learner) -> tuple:
@@ -352,7 +354,7 @@ def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     names = run.label if len(group) == 1 else f"seed {run.seed}, {members(group)}"
     rated = [r["val"]["top1"] for r in records if r.get("val")]
     val = (f", val {min(rated):.2f}" + (f" to {max(rated):.2f}" if len(rated) > 1 else "")
-           if rated else "")
+           + " %" if rated else "")
     lost = [learner.run.label for learner in group if learner.diverged]
     return (f"{names}: {record['phase']} {record['epoch']}/{epochs}{val}, {duration(seconds)}"
             + (f"; diverged: {', '.join(lost)}" if lost else ""))

@@ -91,7 +91,7 @@ class Weighted:
 # %% ../../nbs/engine/10_run.ipynb #c14
 def weighted(loss: str, weight: float = 1.0, given: dict = {}, warmup: int = 0) -> Weighted:
     "Gives a term with those of the given options that the loss has; `InputError` for a wrong one."
-    known = losses.options(loss)
+    loss, known = losses.canonical(loss), losses.options(loss)
     term = losses.build(loss, **{name: v for name, v in given.items() if name in known})
     values = {name: getattr(term, name) for name in sorted(known)}
     own = losses.build(loss)
