@@ -8,7 +8,7 @@ __all__ = ['TICKS', 'INTRO', 'cpu_seconds', 'alternate', 'repeat', 'most_held', 
            'measurement', 'speedup', 'machine', 'dated', 'ratio_texts', 'readable_rows', 'bars', 'speed_bars',
            'overhead_bars', 'figure_ratios', 'report_folder', 'write_benchmarks']
 
-# %% ../nbs/90_bench.ipynb #888d5a20
+# %% ../nbs/90_bench.ipynb #e68aae29
 import ctypes
 import os
 import platform
@@ -31,19 +31,19 @@ from .data.images import Images
 from .engine.provenance import commit
 from .parameters import device_name, folder
 from .registry import losses, models
-from .report.figures import png
+from .report.looks import png
 from .report.text import markdown
 from .store import ROOT, write_whole
 from .style import COLOURS, STYLE
 
-# %% ../nbs/90_bench.ipynb #958ca0ce
+# %% ../nbs/90_bench.ipynb #bf5a3367
 def cpu_seconds(work) -> float:
     "Gives the seconds of CPU that the process spends in a call."
     start = time.process_time()
     work()
     return time.process_time() - start
 
-# %% ../nbs/90_bench.ipynb #1e4a6a22
+# %% ../nbs/90_bench.ipynb #7a20aad3
 def alternate(
     ways: dict,      # what is compared: functions without arguments, by name
     rounds: int,     # counted rounds
@@ -55,18 +55,18 @@ def alternate(
             taken[name].append(cpu_seconds(ways[name]))
     return pd.DataFrame(taken).iloc[1:].reset_index(drop=True)
 
-# %% ../nbs/90_bench.ipynb #d5a006dc
+# %% ../nbs/90_bench.ipynb #d381ae10
 def repeat(work, times: int):
     "Calls a function a number of times."
     for _ in range(times): work()
 
-# %% ../nbs/90_bench.ipynb #6382d485
+# %% ../nbs/90_bench.ipynb #76715312
 def most_held() -> float:
     "Gives the most memory that the process has held since the mark was last reset, in MB; on Linux."
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024
 
-# %% ../nbs/90_bench.ipynb #a8410c60
+# %% ../nbs/90_bench.ipynb #db92a008
 def peak_memory(work) -> float:
     "Gives the MB that a call holds at most beyond what the process held; not-a-number off Linux."
     refs = Path("/proc/self/clear_refs")
@@ -80,7 +80,7 @@ def peak_memory(work) -> float:
     work()
     return most_held() - before
 
-# %% ../nbs/90_bench.ipynb #197b7032
+# %% ../nbs/90_bench.ipynb #13fb0da7
 def random_images(n: int, classes: int = 10) -> Images:
     "Gives noise of CIFAR's shape as a data set of `n` training images, without test images."
     rng = torch.Generator().manual_seed(0)
@@ -90,7 +90,7 @@ def random_images(n: int, classes: int = 10) -> Images:
     return Images("noise", names, x, y, x[:0], y[:0], x[:0], y[:0],
                   (0.5,) * 3, (0.29,) * 3, 4, True, f"{n}")
 
-# %% ../nbs/90_bench.ipynb #919f738c
+# %% ../nbs/90_bench.ipynb #9da15b3d
 @torch.no_grad()
 def settled(net: nn.Module, x: Tensor) -> nn.Module:
     "Freezes a network, with the batch statistics of images, normalised `[b, ch, h, w]`."
@@ -99,12 +99,12 @@ def settled(net: nn.Module, x: Tensor) -> nn.Module:
     net.train()(x)
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/90_bench.ipynb #911360fb
+# %% ../nbs/90_bench.ipynb #9a930a4f
 def make_batches(work, batches: list[Tensor], layout: torch.memory_format):
     "Makes a batch of images for every tensor of positions, in a memory layout."
     for index in batches: work(index).contiguous(memory_format=layout)
 
-# %% ../nbs/90_bench.ipynb #b4a95ab8
+# %% ../nbs/90_bench.ipynb #8580ae76
 class PerImage(Dataset):
     """Images as torchvision's CIFAR data set gives them: each transformed alone, `copies` times,
     with its label and position."""
@@ -118,14 +118,14 @@ class PerImage(Dataset):
         image = Image.fromarray(self.x[i])
         return *(self.transform(image) for _ in range(self.copies)), self.y[i], i
 
-# %% ../nbs/90_bench.ipynb #e470785e
+# %% ../nbs/90_bench.ipynb #8bbf41d3
 def weak(images: Images) -> transforms.Compose:
     "Gives the transforms of an image for training: crop, mirror image and normalisation."
     return transforms.Compose([
         transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
         transforms.ToTensor(), transforms.Normalize(images.mean, images.std)])
 
-# %% ../nbs/90_bench.ipynb #a0598a42
+# %% ../nbs/90_bench.ipynb #59205dd6
 def strong(images: Images) -> transforms.Compose:
     "Gives the transforms of an image for a contrastive view."
     jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
@@ -134,7 +134,7 @@ def strong(images: Images) -> transforms.Compose:
         jitter, transforms.RandomGrayscale(0.2),
         transforms.ToTensor(), transforms.Normalize(images.mean, images.std)])
 
-# %% ../nbs/90_bench.ipynb #b076189a
+# %% ../nbs/90_bench.ipynb #b2c21d09
 def usual(
     images: Images, transform, batch: int, copies: int = 1, n: int | None = None
 ) -> DataLoader:
@@ -142,7 +142,7 @@ def usual(
     data = PerImage(images, transform, copies)
     return DataLoader(Subset(data, range(n or len(data))), batch, shuffle=True, num_workers=0)
 
-# %% ../nbs/90_bench.ipynb #cc149a59
+# %% ../nbs/90_bench.ipynb #16628d67
 class Usual:
     "A student trained alone, with its loss and optimiser."
     def __init__(self, net: str, loss: str, classes: int, weight: float = 0.1, lr: float = 1e-4):
@@ -165,27 +165,27 @@ class Usual:
         self.optimiser.step()
         return seen
 
-# %% ../nbs/90_bench.ipynb #d8a19014
+# %% ../nbs/90_bench.ipynb #20f4604b
 def one_by_one(
     students: list[Usual], teacher: nn.Module, loader: DataLoader
 ) -> list[tuple[float, float, float]]:
     "Takes each student through an epoch, one after the other; gives what was seen at each step."
     return [student.step(teacher, *batch) for student in students for batch in loader]
 
-# %% ../nbs/90_bench.ipynb #9fb023ee
+# %% ../nbs/90_bench.ipynb #131dac5c
 def again(epoch, group: list, *rest):
     "Takes learners through their first epoch once more; `epoch` is `train_epoch`."
     for learner in group: learner.epoch = learner.step = 0
     epoch(group, *rest)
 
-# %% ../nbs/90_bench.ipynb #10f443f2
+# %% ../nbs/90_bench.ipynb #eec44888
 def leaves(out: Out) -> Out:
     "Gives an output whose tensors are the last that a gradient reaches."
     def leaf(x): return x.detach().requires_grad_()
     return out._replace(logits=leaf(out.logits), embedding=leaf(out.embedding),
                         maps=tuple(map(leaf, out.maps)), before=tuple(map(leaf, out.before)))
 
-# %% ../nbs/90_bench.ipynb #3dd9e106
+# %% ../nbs/90_bench.ipynb #a7d657d4
 def loss_pass(student: Out, y: Tensor, index: Tensor, term=None, look_up=None) -> Out:
     """Goes forward and back through cross-entropy and, where given, a distillation term with the
     teacher's answer looked up; gives the student's output with its gradients."""
@@ -195,7 +195,7 @@ def loss_pass(student: Out, y: Tensor, index: Tensor, term=None, look_up=None) -
     loss.backward()
     return s
 
-# %% ../nbs/90_bench.ipynb #8459825e
+# %% ../nbs/90_bench.ipynb #c37c99bb
 def measurement(
     benchmark: str,            # what is measured
     case: str,
@@ -214,7 +214,7 @@ def measurement(
             "highest": ratio.max(), "bound": bound, "target": target, "met": bool(met),
             "share_of_floor": share, "rounds": len(ratio)}
 
-# %% ../nbs/90_bench.ipynb #ec75cb47
+# %% ../nbs/90_bench.ipynb #e788e696
 def speedup(
     seconds: pd.DataFrame,    # from `alternate`, with a column "usual" and one named as the case
     benchmark: str, case: str, against: str,
@@ -228,25 +228,25 @@ def speedup(
     return measurement(benchmark, case, against, base / ours,
                        (1e3 * base.median(), 1e3 * ours.median()), target, share=share)
 
-# %% ../nbs/90_bench.ipynb #dcb81335
+# %% ../nbs/90_bench.ipynb #eac56be3
 def machine() -> str:
     "Gives the processor, the threads used and the versions, in a line."
     return (f"{device_name('cpu')} ({torch.backends.cpu.get_cpu_capability()}), "
             f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, "
             f"Python {platform.python_version()}")
 
-# %% ../nbs/90_bench.ipynb #dac1ada4
+# %% ../nbs/90_bench.ipynb #161ac2f0
 def dated() -> str:
     "Gives the day and the commit of a measurement, as a sentence."
     return f"Measured {time.strftime('%Y-%m-%d', time.gmtime())} at commit {commit() or 'unknown'}."
 
-# %% ../nbs/90_bench.ipynb #4200c514
+# %% ../nbs/90_bench.ipynb #ccc7d905
 def ratio_texts(table: pd.DataFrame, column: str) -> list[str]:
     "Gives a column of ratios as text."
     digits = ["%.3f" if bound == "at most" else "%.3g" for bound in table.bound]
     return [d % v for d, v in zip(digits, table[column])]
 
-# %% ../nbs/90_bench.ipynb #624654eb
+# %% ../nbs/90_bench.ipynb #4a840762
 def readable_rows(table: pd.DataFrame) -> pd.DataFrame:
     "Gives the rows as text for a report."
     shown = table[["benchmark", "case", "against"]].copy()
@@ -260,7 +260,7 @@ def readable_rows(table: pd.DataFrame) -> pd.DataFrame:
                                for v in table.share_of_floor]
     return shown
 
-# %% ../nbs/90_bench.ipynb #42ecb45a
+# %% ../nbs/90_bench.ipynb #d4850998
 def bars(ax, rows: pd.DataFrame, values, targets, spread, text: str):
     """Draws a bar for each row with its range, its value and a mark at its target; bars that miss
     it have another colour."""
@@ -275,7 +275,7 @@ def bars(ax, rows: pd.DataFrame, values, targets, spread, text: str):
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
 
-# %% ../nbs/90_bench.ipynb #ccfaffe1
+# %% ../nbs/90_bench.ipynb #d5c2da18
 TICKS = [1, 2, 5, 10, 20, 50, 100]
 
 
@@ -286,7 +286,7 @@ def speed_bars(ax, rows: pd.DataFrame):
     ax.set(xscale="log", xlabel="times less CPU than the baseline", xlim=(1, 300))
     ax.set_xticks(TICKS, labels=map(str, TICKS))
 
-# %% ../nbs/90_bench.ipynb #249141fc
+# %% ../nbs/90_bench.ipynb #bb72fb57
 def overhead_bars(ax, rows: pd.DataFrame):
     "Draws overheads in percent."
     ratio, target, low, high = (100 * (rows[c] - 1)
@@ -295,7 +295,7 @@ def overhead_bars(ax, rows: pd.DataFrame):
     ax.set(xlim=(min(0, *low), 1.35 * max(*target, *high)),
            xlabel="% more CPU than a step with cross-entropy alone")
 
-# %% ../nbs/90_bench.ipynb #9e277cb3
+# %% ../nbs/90_bench.ipynb #8d93f70d
 def figure_ratios(table: pd.DataFrame):
     "Draws all measurements: speed-ups above, overheads below, with their targets."
     fast, slow = table[table.bound == "at least"], table[table.bound == "at most"]
@@ -307,7 +307,7 @@ def figure_ratios(table: pd.DataFrame):
         overhead_bars(axes[1], slow)
     return fig
 
-# %% ../nbs/90_bench.ipynb #692dd84a
+# %% ../nbs/90_bench.ipynb #f204fb87
 def report_folder(
     reports,    # the parameter of a notebook
     name: str,  # of the benchmark's folder
@@ -315,7 +315,7 @@ def report_folder(
     "Gives the folder of a benchmark's report: in `reports`, `KDNB_REPORTS`, or local/."
     return folder("reports", reports or os.environ.get("KDNB_REPORTS"), ROOT/"local")/name
 
-# %% ../nbs/90_bench.ipynb #77acc55f
+# %% ../nbs/90_bench.ipynb #453c98ba
 INTRO = ("CPU time of the process, one thread, each program in turns with its baseline in one "
          "process; ratio and range are the median and the extremes of the rounds. A share of the "
          "floor of 100 % means that nothing is left but the student's own step "

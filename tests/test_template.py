@@ -15,7 +15,7 @@ START = ("import torch\nfrom kdnb.data.images import load_images\nfrom kdnb.regi
 LOSS = START + """
 from kdnb.experiments.experiment import Table
 from kdnb.experiments.lee2025 import Lee2025
-p = Lee2025(Table("t", "lee2025", ("table5",), "T", {"gram": "gram"}), loss="l1", data="digits", seeds=1, reports="r", device="cpu")
+p = Lee2025(table=Table("t", "lee2025", ("table5",), "T", {"gram": "gram"}), loss="l1", data="digits", seeds=1, reports="r", device="cpu")
 print(check_loss("l1"), sum(run.method == "l1" for run in p.runs))
 """
 NETWORK = START + """

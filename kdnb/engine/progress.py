@@ -12,8 +12,10 @@ import io
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable
+from itertools import chain, zip_longest
 from pathlib import Path
 
 # %% ../../nbs/engine/50_progress.ipynb #c4
@@ -94,16 +96,21 @@ def unmarked(text: str) -> str:
     return text.replace("<br>", "; ").replace("\\|", "|").replace("&nbsp;", " ")
 
 # %% ../../nbs/engine/50_progress.ipynb #c28
-def aligned(rows: list[str]) -> list[str]:
-    "Aligns the columns of a Markdown table's lines; the line of dashes becomes a rule."
-    cells = [[unmarked(cell.strip()) for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))]
-             for row in rows]
+def aligned(
+    rows: list[str],  # of a Markdown table
+    wide: int = 60,   # characters of a column; longer text is wrapped
+) -> list[str]:
+    "Aligns the columns of a table; the line of dashes becomes a rule."
     rule = [bool(re.fullmatch(r"[-:| ]+", row.strip())) for row in rows]
-    widths = [max(len(row[i]) for row, dashes in zip(cells, rule) if i < len(row) and not dashes)
-              for i in range(max(map(len, cells)))]
-    return ["  ".join("-" * width if dashes else cell.ljust(width)
-                      for cell, width in zip(row, widths)).rstrip()
-            for row, dashes in zip(cells, rule)]
+    cells = [[textwrap.wrap(unmarked(cell.strip()), wide) or [""]
+              for cell in re.split(r"(?<!\\)\|", row.strip().strip("|"))] for row in rows]
+    texts = [row for row, dashes in zip(cells, rule) if not dashes]
+    widths = [max(map(len, chain(*column))) for column in zip_longest(*texts, fillvalue=[""])]
+    lines = []
+    for row, dashes in zip(cells, rule):
+        parts = [["-" * width for width in widths]] if dashes else zip_longest(*row, fillvalue="")
+        lines += ["  ".join(map(str.ljust, part, widths)).rstrip() for part in parts]
+    return lines
 
 # %% ../../nbs/engine/50_progress.ipynb #c30
 def plain_text(markdown: str) -> str:

@@ -276,7 +276,7 @@ class Experiment(Parameters):
     @property
     def changes(self) -> dict:
         "What was changed of the preset."
-        given = {name: getattr(self, name) for name in ("optimiser", "epochs", "batch")}
+        given = {name: getattr(self, name) for name in ("weight", "optimiser", "epochs", "batch")}
         return {name: value for name, value in given.items() if value is not None}
 
     @property

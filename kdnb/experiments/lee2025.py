@@ -141,6 +141,11 @@ class Lee2025(Experiment):
         "Gives a loss's options: the recipe's, and those that were given."
         return self.recipe.options.get(loss, {}) | self.options
 
+    @property
+    def changes(self) -> dict:
+        "What was changed of the preset, and of the losses' options."
+        return super().changes | self.options
+
     @cached_property
     def options(self) -> dict:
         "The losses' options, as far as they were given."

@@ -135,6 +135,7 @@ def test_time_left():
     ("see [the report](reports/table.md) and ![a figure](a.png)", "see the report and a figure"),
     ("| a | b |\n|:--|--:|\n| long word | x<br>y |", "a          b\n---------  ----\nlong word  x; y"),
     ("| a \\| b | c |\n|---|---|\n| d | e |", "a | b  c\n-----  -\nd      e"),
+    (f"| a | b |\n|---|---|\n| c | {'word ' * 20} |", f"a  b\n-  {'-' * 59}\nc  {('word ' * 12).strip()}\n   {('word ' * 8).strip()}"),
     ("before\n| a |\n|---|\n| b |\nafter", "before\na\n-\nb\nafter"),
     ("a * b and 2 ** 3 # no title", "a * b and 2 ** 3 # no title"),
     ("", "")])
