@@ -76,8 +76,8 @@ def shown(images: Images, corruption: str, part: str, side: int | None = None) -
     only = f" ({part} only)" if corruption != "none" and part != "both" else ""
     name = f"{images.name} {WORDING[corruption]}{only}"
     found = replace(corrupted(images, corruption, part), note=images.note)  # the paper does so, too
-    if side is not None and max(images.shape[1:]) > side: found = resized(found, side)
-    return replace(found, name=name)
+    if side is None or max(images.shape[1:]) <= side: return replace(found, name=name)
+    return replace(resized(found, side), name=f"{name} at {side} x {side}")
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c15
 TEACHERS = {"transformer": ("transformer",), "cnn": ("cnn",), "both": ("transformer", "cnn")}

@@ -21,7 +21,7 @@ from kdnb.engine.learner import Learner
 from kdnb.engine.run import Entry, Phase, Plan, Run, weighted
 from kdnb.engine.train import Teachers, frozen, train_epoch, views_for
 from kdnb.experiments.experiment import paper_numbers
-from kdnb.experiments.hakd import HAKD, PAPER, PRESETS
+from kdnb.experiments.hakd import HAKD, PAPER, PRESETS, shown
 from kdnb.losses.pca_gl import Neighbourhoods, coins
 from kdnb.models.pretrained import Adapted, Expected, expected, network
 from kdnb.registry import InputError, losses
@@ -240,6 +240,8 @@ def test_corruptions_are_the_papers_unless_asked_for(tmp_path):
     plain, both = p.sets[:2]
     assert test.name == "digits occluded (test only)" and test.train_x.equal(plain.train_x) and test.test_x.equal(both.test_x)
     assert not both.train_x.equal(plain.train_x) and len({i.fingerprint for i in (test, *p.sets)}) == 4
+    large = replace(plain, name="stl10", train_x=plain.train_x.repeat(1, 1, 5, 5), val_x=plain.val_x.repeat(1, 1, 5, 5), test_x=plain.test_x.repeat(1, 1, 5, 5))
+    assert [shown(large, "occluded", "both", side).name for side in (None, 40, 32)] == ["stl10 occluded", "stl10 occluded", "stl10 occluded at 32 x 32"]
     assert PAPER == {"cifar10": "none", "stl10": "occluded", "fashion_mnist": "textured"}
 
 
@@ -282,11 +284,11 @@ def test_a_wrong_value_is_one_sentence_and_touches_nothing(tmp_path, given, says
 
 def test_the_report_shows_the_papers_numbers_where_data_and_networks_are_its_own(tmp_path):
     p = asked(tmp_path, preset="paper")
-    cells = pd.DataFrame([(row, p.nets[role], student, "ce", data, note) for row in ("teacher", "pca_gl", "hint", "kd", "student") for role in ("transformer", "cnn")
-                          for student in (p.nets["student"], "resnet8") for data in ("stl10 occluded", "stl10 as is", "part of stl10 occluded", "digits occluded") for note in ("", "a part")],
-                         columns=["row", "teacher", "student", "objective", "data", "note"])
+    cells = pd.DataFrame([(row, p.nets[role], student, "ce", data) for row in ("teacher", "pca_gl", "hint", "kd", "student") for role in ("transformer", "cnn")
+                          for student in (p.nets["student"], "resnet8") for data in ("stl10 occluded", "stl10 as is", "part of stl10 occluded", "stl10 occluded at 32 x 32", "digits occluded")],
+                         columns=["row", "teacher", "student", "objective", "data"])
     found = cells.assign(paper=printed_for(cells, p.printed).paper).dropna()
-    assert set(found.data) == {"stl10 occluded"} and set(found.student) == {p.nets["student"]} and set(found.note) == {""}
+    assert set(found.data) == {"stl10 occluded"} and set(found.student) == {p.nets["student"]}
     assert {(r.row, r.teacher): r.paper for r in found.itertuples()} == {
         ("teacher", p.nets["transformer"]): 95.16, ("pca_gl", p.nets["transformer"]): 36.825, ("teacher", p.nets["cnn"]): 90.0, ("hint", p.nets["cnn"]): 26.65}
 
@@ -361,4 +363,4 @@ def test_a_figure_uses_the_tables_networks_and_is_reported(executed, name):
     outputs = shown_by(folder/f"{name}.ipynb")
     assert any("image/png" in o.get("data", {}) for o in outputs)
     assert not any(o.output_type == "stream" and o.name == "stderr" for o in outputs)
-    assert any(f"{RUNS} were found finished" in o.get("text", "") for o in outputs)
+    assert any(f"{RUNS} were found finished" in str(o) for o in outputs)
