@@ -82,7 +82,7 @@ def test_everything_else_is_part_of_a_key():
 def test_options_that_are_the_losses_own_are_no_part_of_a_key():
     for name in losses.names():
         own = losses.build(name)
-        assert weighted(name, 1.0, {o: getattr(own, o) for o in losses.options(name)}) == Weighted(name), name
+        assert weighted(name, 1.0, {o: getattr(own, o) for o in losses.options(name)}) == Weighted(losses.canonical(name)), name
 
 
 def test_a_result_says_what_it_is(tmp_path):

@@ -206,7 +206,7 @@ def test_what_differs_between_rows_is_loss_and_teacher_alone(tmp_path):
     assert len({(r.phases, r.data, r.precision, r.seed) for r in runs}) == 1 and len(runs) == 9
     assert {r.teacher.net for r in runs if r.terms} == {vit, cnn}
     by_teacher = {t: {r.method for r in runs if r.terms and r.teacher.net == t} for t in (vit, cnn)}
-    assert by_teacher[vit] == by_teacher[cnn] == {"pca_gl", "hint", "kd"}
+    assert by_teacher[vit] == by_teacher[cnn] == {"pca_gl", "fitnet", "kd"}
     refused = {row.spec: p.refused(row, (cnn, student), p.images) for row in p.rows}
     assert "needs a transformer" in refused["pca_gl"] and not refused["pca_gl@part=gl"]
     weights = {e.row: e.run.cross_entropy for e in asked(tmp_path, corruption="none", loss="kd,hint+kd").plans[0].entries}

@@ -85,9 +85,9 @@ def test_another_optimiser_is_one_word(tmp_path):
 
 @pytest.mark.parametrize("spoil,says", [
     (lambda store: (store/"runs/extra.json").write_text("{not json"), ""),
-    (lambda store: swap(store, "resnet8", "resnet14"), "weights of the network"),
-    (lambda store: cut_short(weights_of(store, "resnet14", "supcon")), "truncated"),
-    (lambda store: alter(store, "resnet14"), "was altered"),
+    (lambda store: swap(store, "resnet8_w4", "resnet8"), "weights of the network"),
+    (lambda store: cut_short(weights_of(store, "resnet8", "supcon")), "truncated"),
+    (lambda store: alter(store, "resnet8"), "was altered"),
 ])
 def test_a_damaged_file_is_never_used(trained, tmp_path, spoil, says):
     shutil.copytree(trained[0]/"r", tmp_path/"r")
@@ -166,7 +166,7 @@ def test_an_unwritable_report_folder_is_one_sentence(tmp_path):
 
 
 def test_every_loss_has_its_row_by_its_name_alone(tmp_path):
-    names = [name for name in losses.names() if name != "pca_gl"]
+    names = [name for name in losses.names() if name not in ("pca_gl", "fsp")]  # a transformer, and equal widths, are not here
     more = ["crd+kd", "dcd+kd", "ckd+reviewkd", "dkd+reviewkd", "ckd@triple=s_t_t"]
     code, output = papermill(tmp_path, NAME, loss=",".join(names + more), teacher="ce", **TINY)
     assert code == 0, output[-3000:]
@@ -174,7 +174,7 @@ def test_every_loss_has_its_row_by_its_name_alone(tmp_path):
     table = pd.read_csv(tmp_path/"r"/NAME/"table.csv")
     assert set(names + more) <= set(table.row)
     first = {row for row, config in distilled.items() if config["phases"][0]["kind"] == "initial"}
-    assert first == {"ab", "ft", "fsp"}
+    assert first == {"ab", "ft"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
