@@ -72,7 +72,7 @@ def test_a_notebook_measures_draws_and_reports(executed, name):
     report = folder/"reports"/name
     found, text = read_measures(report), (report/"table.md").read_text()
     assert list(found.columns) == COLUMNS and MEASURES[name] <= set(found.measure) and CONTROLS[name] <= set(found.method)
-    assert (found.preset == "quick").all() and (found.changes == "epochs 1").all() and found.data.str.startswith("digits").all()
+    assert (found.preset == "quick").all() and found.changes.str.startswith("epochs 1").all() and found.data.str.endswith("digits").all()
     assert "comparable with the paper" in text and "What decides these numbers" in text
     figures = list(report.glob("fig_*.png"))
     assert figures and all(f"({path.name})" in text and path.read_bytes()[:4] == b"\x89PNG" for path in figures)
@@ -96,7 +96,7 @@ def test_runs_are_shared_by_all_tables(executed):
     labels = sorted(r["label"] for r in records if r["data"]["name"] == "digits" and "wrn" not in r["label"] and "supcon" not in r["label"] and "gram" not in r["label"])
     kd = [label for label in labels if "-kd-" in label]
     assert len(records) == len({json.dumps(r["config"], sort_keys=True) for r in records})
-    assert kd.count("resnet8-kd-from-ce-seed0") == 2 and kd.count("resnet8-kd-from-ce-seed1") == 1, "one of lee2025's recipe, one of the benchmark's"
+    assert kd.count("resnet8-kd-from-ce-seed0") == kd.count("resnet8-kd-from-ce-seed1") == 1, "one a seed, however many tables of the benchmark ask for it"
 
 
 # what the numbers are, computed in another way
@@ -193,7 +193,7 @@ def test_a_diverged_run_is_a_row_without_a_value(executed):
     found = found[found.place == "naive form"].merge(found[found.place == "naive"], on=["key", "method"])
     assert (found.value_x.isna() == (found.value_y == 100)).all()
     row, = [line for line in (report/"lee2025_table5/table.md").read_text().splitlines() if line.startswith("| normalised: none |")][:1]
-    assert row.endswith("| – |") or "| – |" in row
+    assert "| – " in row
 
 
 def test_the_errors_of_the_report_are_those_of_its_networks():
