@@ -182,3 +182,8 @@ def test_numbers_give_the_order_of_reading():
     for path in NOTEBOOKS: by_folder[path.parent, path.name[:2]].append(path)
     twice = [f"{a[0].name} and {a[1].name} have one number" for a in by_folder.values() if len(a) > 1 and a[0].name[:2].isdigit()]
     no(backwards + twice)
+
+
+def test_tests_lie_in_the_rooms_that_they_test():
+    rooms = {path.parent.relative_to(ROOT/"kdnb").parts[0] for path in MODULES if path.parent != ROOT/"kdnb"}
+    no(f"tests/{room} has no test" for room in sorted(rooms) if not list((ROOT/"tests"/room).glob("test_*.py")))

@@ -99,7 +99,7 @@ def halves(images: Images) -> tuple[Images, Images]:
     "Gives the first half of a data set's classes, and the other, to be transferred to."
     middle = len(images.classes) // 2
     parts = range(middle), range(middle, len(images.classes))
-    return tuple(replace(only(images, part), name=f"{images.name}_{part[0]}_to_{part[-1]}",
+    return tuple(replace(only(images, part), name=f"{images.name} {part[0]} to {part[-1]}",
                          note=f"Classes {part[0]} to {part[-1]} of {images.name} only: "
                               "nothing here is comparable with the paper.") for part in parts)
 
@@ -136,7 +136,7 @@ class Transfer(CRDBenchmark):
         flag("moving", self.moving)
         whole("probe", self.probe)
         target_names(self.target)
-        if self.target != "auto" and super().load()[0].name == "digits":
+        if self.target != "auto" and self.loaded.name == "digits":
             raise InputError(f"target={self.target!r} needs data=cifar100 or cifar10; "
                              "digits are transferred to their own other half.")
 
@@ -147,13 +147,13 @@ class Transfer(CRDBenchmark):
 
     def load(self) -> list[Images]:
         images, = super().load()
-        return [halves(images)[0]] if images.name == "digits" else [images]
+        return [halves(images)[0]] if self.loaded.name == "digits" else [images]
 
     @cached_property
     def targets(self) -> dict[str, Images]:
         "The data sets to probe on, by name."
         whole, = super().load()
-        found = [halves(whole)[1]] if whole.name == "digits" else [
+        found = [halves(whole)[1]] if self.loaded.name == "digits" else [
             target_images(name, whole.shape[1], self.recipe.cut) for name in target_names(self.target)]
         return {images.name: images.to(self.torch_device) for images in found}
 

@@ -86,7 +86,7 @@ def figure_embeddings(
     nets, = first(nets)
     lines, count = -(-len(nets) // 3), len(images.classes)
     with plt.style.context(STYLE):
-        fig, axes = plt.subplots(lines, 3, figsize=(6, 0.3 + 2 * lines), squeeze=False)
+        fig, axes = plt.subplots(lines, 3, figsize=(5, 0.3 + 1.6 * lines), squeeze=False)
         for ax in axes.flat[len(nets):]: ax.set_visible(False)
         for ax, c in zip(axes.flat, nets): shown = draw_embedding(ax, c, images, perplexity, k)
         fig.colorbar(shown, ax=axes, label="class", ticks=range(0, count, 1 + count // 8))

@@ -6,8 +6,8 @@
 __all__ = ['DASH', 'HTML', 'MARKS', 'SCORES', 'DIFFERENCES', 'REST', 'score_text', 'difference_text', 'escape', 'markdown',
            'folded', 'blocks', 'aligned', 'plain', 'labels', 'objective_texts', 'last_texts', 'over_columns',
            'cost_columns', 'devices_of', 'how_columns', 'paper_columns', 'readable', 'overview', 'overviews',
-           'readables', 'sections_text', 'reading', 'concerned', 'stated_once', 'notes_text', 'settings_text',
-           'code_text', 'missing_text', 'show', 'log_text']
+           'readables', 'sections_text', 'reading', 'concerned', 'stated_once', 'notes_text', 'choices_text',
+           'settings_text', 'code_text', 'missing_text', 'show', 'log_text']
 
 # %% ../../nbs/report/30_text.ipynb #c2
 import re
@@ -257,15 +257,22 @@ def notes_text(plans: list[dict]) -> str:
                        for note, heads in stated_once(plans, "note").values())
 
 # %% ../../nbs/report/30_text.ipynb #c68
-def settings_text(plans: list[dict]) -> str:
-    "Writes the choices behind the numbers and their sources, each set once, as Markdown."
-    sets = [*stated_once(plans, "settings").values()]
-    tables = [markdown(pd.DataFrame([*map(list, choices)], columns=["choice", "value", "source"]))
-              for choices, _ in sets]
-    heads = [f"**{escape('; '.join(heads))}**\n\n" if len(sets) > 1 else "" for _, heads in sets]
-    return "\n\n".join(map(str.__add__, heads, tables))
+def choices_text(choices) -> str:
+    "Writes choices, each with its value and source, as a Markdown table."
+    return markdown(pd.DataFrame([*map(list, choices)], columns=["choice", "value", "source"]))
 
-# %% ../../nbs/report/30_text.ipynb #c71
+
+def settings_text(plans: list[dict]) -> str:
+    "Writes the choices behind the numbers and their sources as Markdown, what plans share once."
+    sets = [*stated_once(plans, "settings").values()]
+    if len(sets) < 2: return "".join(choices_text(choices) for choices, _ in sets)
+    shared = [choice for choice in sets[0][0] if all(choice in choices for choices, _ in sets)]
+    tables = [("All runs", shared)] if shared else []
+    tables += [("; ".join(heads), [choice for choice in choices if choice not in shared])
+               for choices, heads in sets]
+    return "\n\n".join(f"**{escape(head)}**\n\n{choices_text(own)}" for head, own in tables if own)
+
+# %% ../../nbs/report/30_text.ipynb #c72
 def code_text(runs: pd.DataFrame, current: dict[str, str] | None, written=escape) -> str:
     "Tells how many runs were made by other code than the present one; \"\" for none."
     def count(n): return f"{n} run" + "s" * (n != 1)
@@ -276,14 +283,14 @@ def code_text(runs: pd.DataFrame, current: dict[str, str] | None, written=escape
     return (f"{count(n)} {was} made by other code than the present one: {names}. "
             f"`-p force True` trains {them} again.")
 
-# %% ../../nbs/report/30_text.ipynb #c73
+# %% ../../nbs/report/30_text.ipynb #c74
 def missing_text(plans: list[dict], results: dict[str, dict]) -> str:
     "Tells how many of the runs that were asked for have no result; \"\" where all have one."
     asked = {entry["run"] for plan in plans for entry in plan["entries"]}
     lacking = len(asked - results.keys())
     return f"{lacking} of {len(asked)} runs have no result yet." if lacking else ""
 
-# %% ../../nbs/report/30_text.ipynb #c76
+# %% ../../nbs/report/30_text.ipynb #c77
 def show(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None,  # digests of the present code, by name
@@ -294,7 +301,7 @@ def show(
         notes_text(plans), missing_text(plans, results), code_text(runs, current),
         sections_text(table, layout)]))
 
-# %% ../../nbs/report/30_text.ipynb #c78
+# %% ../../nbs/report/30_text.ipynb #c79
 def log_text(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None, width: int = 160,

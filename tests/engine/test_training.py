@@ -1,4 +1,5 @@
 "What the training engine does beside the plain path: first stages, peers, assistants, enumeration, compiled networks, curves for TensorBoard, several ranks."
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import kdnb.engine.execute as module
 from kdnb.data.images import load_images
 from kdnb.data.views import Views
 from kdnb.engine.execute import How, Speed, enumerate_views, load_net
-from kdnb.engine.learner import Learner, restore, state
+from kdnb.engine.learner import Learner, is_unsafe, restore, state
 from kdnb.engine.optimisers import optimisers
 from kdnb.engine.progress import Board
 from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted, optimised
@@ -150,3 +151,32 @@ def test_a_teacher_must_be_as_good_as_its_result_says(tmp_path):
     record["scores"]["top1"]["last"] += 5 if record["scores"]["top1"]["last"] < 90 else -5
     Store(tmp_path).finish(record)
     with pytest.raises(InputError, match="classifies .* of the test images"): load_net(TEACHER, Store(tmp_path), IMAGES)
+
+
+def test_a_strided_convolution_of_few_channels_is_safe_with_avx2():
+    "oneDNN 6035: unsafe, the gradients of this script are wrong or the process crashes."
+    code = """
+import torch
+from torch import nn
+from kdnb.engine.learner import laid_out
+torch.manual_seed(0)
+for channels in (2, 4, 7, 8):
+    for _ in range(20):
+        x, wanted = torch.randn(32, channels, 8, 8), torch.randn(32, 8, 4, 4)
+        conv = laid_out(nn.Conv2d(channels, 8, 1, 2, bias=False), x.device)
+        conv(x.contiguous(memory_format=torch.channels_last)).backward(wanted.contiguous(memory_format=torch.channels_last))
+        expected = torch.einsum("bohw,bihw->oi", wanted.double(), x[:, :, ::2, ::2].double())
+        torch.testing.assert_close(conv.weight.grad[:, :, 0, 0].double(), expected, atol=1e-3, rtol=1e-3)
+print("right")
+"""
+    for threads in ("1", "2"):
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": threads}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+        assert done.stdout.strip() == "right", done.stderr[-1000:]
+
+
+def test_networks_are_laid_out_safely_before_they_learn():
+    run = Run("resnet8_w4", "ce", (Phase("classify", 1, 64, 0.1),), IMAGES.identity, 0)
+    net = Learner(run, IMAGES).net
+    assert any(isinstance(m, torch.nn.Conv2d) and m._forward_pre_hooks for m in net.modules())
+    assert not any(is_unsafe(m) for m in net.modules() if isinstance(m, torch.nn.Conv2d))

@@ -27,15 +27,15 @@ from kdnb.report.measures import COLUMNS, read_measures
 from kdnb.registry import InputError, models
 from notebooks import papermill
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = {"data": "digits", "epochs": "1", "seeds": "1", "device": "cpu", "reports": "reports"}
 PAIR = {"pair": "resnet14-resnet8"}
 # notebooks that share a store one after the other
-CHAINS = [{"lee2025_fig2": {"loss": "gram", "teacher": "ce"}, "lee2025_table5": {"teacher": "ce", "normalize": "none,both", "tau": "0.02"}},
+CHAINS = [{"lee2025_fig2": {"loss": "gram", "teacher": "ce"}, "lee2025_table5": {"teacher": "ce", "normalize": "none,both", "tau": "0.002", "weight": "0.001"}},
           {"dcd_fig2": PAIR | {"loss": "kd", "seeds": "2"}, "dcd_fig3": PAIR | {"loss": "kd"}, "dcd_table2": PAIR | {"loss": "kd", "probe": "4"},
            "ckd_fig10": PAIR | {"loss": "kd", "stage": "2", "count": "2"}}]
 TABLE = Table("dcd_fig2", "dcd", ("table1",), "dcd, Figure 2", {"kd": "KD"}, ("resnet14-resnet8",))
-SMALL = {"table": TABLE, "loss": "kd", "protocol": "matched", "data": "digits", "device": "cpu"}
+SMALL = {"table": TABLE, **PAIR, "loss": "kd", "protocol": "matched", "data": "digits", "device": "cpu"}
 NAMES = [name for chain in CHAINS for name in chain]
 MEASURES = {"lee2025_fig2": {DEBIASED, EXACT}, "lee2025_table5": {"diverged, percent of runs"}, "dcd_fig2": {"difference of correlation, mean absolute"},
             "dcd_fig3": {"shared nearest 10"}, "dcd_table2": {"linear probe, batch normalisation frozen"}, "ckd_fig10": {"correlation with the teacher's map"}}
@@ -264,9 +264,9 @@ def test_moving_normalisation_moves_in_a_loaded_network(looked_into):
     _, nets = looked_into
     assert any(isinstance(m, nn.BatchNorm2d) for m in nets[0].student.modules()), "not folded into convolutions"
     (frozen, _), (moving, _) = (next(iter(probe_numbers(nets[0], Transfer(probe=2, moving=m, **SMALL)).items())) for m in (False, True))
-    assert frozen[0].endswith("frozen") and moving[0].endswith("moving") and frozen[1] == moving[1] == "digits_5_to_9"
+    assert frozen[0].endswith("frozen") and moving[0].endswith("moving") and frozen[1] == moving[1] == "hidden digits 5 to 9"
     source = Transfer(**SMALL).images
-    assert source.name == "digits_0_to_4" and source.test_y.max() == 4
+    assert source.name == "hidden digits 0 to 4" and source.test_y.max() == 4
 
 
 def test_other_data_sets_come_at_the_size_of_the_students_images(monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 import made
 from kdnb.data.files import Source, read_folders
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPES = Source("shapes", "Shapes", ("cat", "dog"), None, (3, 16, 16), 2, True, "shapes", ("train",), ("test",), read_folders, ("shapes/**/*.parquet",))
 
 

@@ -27,7 +27,7 @@ from kdnb.report.example import diverged, result_of
 from kdnb.report.measures import About, write_measures
 from kdnb.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @lru_cache
