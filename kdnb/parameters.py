@@ -12,7 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
-from .errors import InputError, brief, unknown, whole
+from .errors import LARGEST, InputError, brief, unknown, whole
 
 # %% ../nbs/35_parameters.ipynb #c4
 def assigned(source: str) -> list[str]:
@@ -97,10 +97,7 @@ def counted(
     most: int | None = None,  # by default that of `MOST`, if any
 ) -> int:
     "Gives the value where it is a whole number from `least` to `most`; otherwise `InputError`."
-    most = MOST.get(name) if most is None else most
-    if whole(name, value, least) <= (value if most is None else most): return value
-    shown = f"{name}={value}" if value < 10**20 else f"{name} has more than 20 digits, which"
-    raise InputError(f"{shown} is too large: {most:,} is the most.")
+    return whole(name, value, least, MOST.get(name, LARGEST) if most is None else most)
 
 # %% ../nbs/35_parameters.ipynb #c31
 def could_be_folder(path: Path) -> bool:
