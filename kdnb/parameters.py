@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'assigned', 'injected', 'typed', 'declared', 'executed', 'check_names', 'given', 'flag', 'words', 'counted',
-           'folder', 'torch_device', 'device_name']
+           'could_be_folder', 'folder', 'torch_device', 'device_name']
 
 # %% ../nbs/35_parameters.ipynb #c2
 import ast
@@ -12,7 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
-from .registry import InputError, unknown, whole
+from .errors import LARGEST, InputError, brief, unknown, whole
 
 # %% ../nbs/35_parameters.ipynb #c4
 def assigned(source: str) -> list[str]:
@@ -77,14 +77,14 @@ def given(
 def flag(name: str, value) -> bool:
     "Gives the value where it is True or False; otherwise `InputError`."
     if isinstance(value, bool): return value
-    raise InputError(f"{name}={value!r} is neither True nor False (written with a capital letter).")
+    raise InputError(f"{name}={brief(value)} is neither True nor False (written with a capital letter).")
 
 # %% ../nbs/35_parameters.ipynb #c24
 def words(name: str, value) -> list[str]:
     "Splits a text at its commas into words, each once; `InputError` if it is no text or lacks a word."
     found = [word.strip() for word in value.split(",")] if isinstance(value, str) else []
     if found and all(found): return list(dict.fromkeys(found))
-    raise InputError(f"{name}={value!r} is not a word or several words joined by commas.")
+    raise InputError(f"{name}={brief(value)} is not a word or several words joined by commas.")
 
 # %% ../nbs/35_parameters.ipynb #c27
 MOST = {"seeds": 1000, "epochs": 100_000, "batch": 1_000_000, "streams": 256}
@@ -97,19 +97,27 @@ def counted(
     most: int | None = None,  # by default that of `MOST`, if any
 ) -> int:
     "Gives the value where it is a whole number from `least` to `most`; otherwise `InputError`."
-    most = MOST.get(name) if most is None else most
-    if whole(name, value, least) <= (value if most is None else most): return value
-    shown = f"{name}={value}" if value < 10**20 else f"{name} has more than 20 digits, which"
-    raise InputError(f"{shown} is too large: {most:,} is the most.")
+    return whole(name, value, least, MOST.get(name, LARGEST) if most is None else most)
 
-# %% ../nbs/35_parameters.ipynb #c30
-def folder(name: str, value, default: Path) -> Path:
-    "Gives the folder of a path, absolute; the default where it is None."
-    if value is None: return Path(default).resolve()
-    if isinstance(value, str) and value.strip(): return Path(value).expanduser().resolve()
-    raise InputError(f"{name}={value!r} is not the path of a folder.")
+# %% ../nbs/35_parameters.ipynb #c31
+def could_be_folder(path: Path) -> bool:
+    "Tells whether there is a folder at a path or one could be made, by what is there."
+    try: path.lstat()
+    except FileNotFoundError: pass
+    except OSError: return False  # below a file, or a name that is too long
+    return next(p for p in (path, *path.parents) if p.exists()).is_dir()
 
 # %% ../nbs/35_parameters.ipynb #c33
+def folder(name: str, value, default: Path) -> Path:
+    "Gives the folder of a path, absolute, whether it is there or not; the default where it is None."
+    if value is None: return Path(default).resolve()
+    try: found = Path(value).expanduser().resolve() if value.strip() else None
+    except (AttributeError, ValueError, RuntimeError, OSError): found = None
+    if found is None or not could_be_folder(found):
+        raise InputError(f"{name}={brief(value)} is not the path of a folder.")
+    return found
+
+# %% ../nbs/35_parameters.ipynb #c36
 def torch_device(value):
     """Gives the `torch.device` of a name: "auto", "cpu", "cuda" or "cuda:1";
     `InputError` where there is no such device."""
@@ -118,13 +126,13 @@ def torch_device(value):
     try: device = torch.device(value)
     except (RuntimeError, TypeError, ValueError): device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device={value!r} is not one of auto, cpu, cuda, cuda:0 ….")
+        raise InputError(f"device={brief(value)} is not one of auto, cpu, cuda, cuda:0 ….")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device={value!r} is not here: "
+        raise InputError(f"device={brief(value)} is not here: "
                          f"this machine has {torch.cuda.device_count()} GPUs that torch can use.")
     return device
 
-# %% ../nbs/35_parameters.ipynb #c35
+# %% ../nbs/35_parameters.ipynb #c38
 def device_name(device) -> str:
     "Names the model of a GPU, or of the processor."
     import torch

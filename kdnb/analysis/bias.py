@@ -28,7 +28,7 @@ from ..data.images import Images
 from ..experiments.experiment import ROOT
 from ..experiments.hakd import HAKD
 from ..parameters import words
-from ..registry import InputError, literal
+from ..registry import InputError, brief, literal
 from ..report.measures import WHERE, measured, pivoted
 from ..report.text import markdown
 from ..style import STYLE
@@ -58,14 +58,14 @@ def casts(p: HAKD, results: dict[str, dict]):
         nets = compared(plan, results, p.store, images)
         yield images, cast(nets, p.nets["transformer"], images)
 
-# %% ../../nbs/analysis/77_bias.ipynb #def5ad36
+# %% ../../nbs/analysis/77_bias.ipynb #c9
 def check_both(p: HAKD):
     "Raises `InputError` where students of one teacher alone are asked for."
     if p.teacher != "both":
-        raise InputError(f"teacher={p.teacher!r} is one teacher; this figure compares the students "
+        raise InputError(f"teacher={brief(p.teacher)} is one teacher; this figure compares the students "
                          "of both, so it should be 'both'.")
 
-# %% ../../nbs/analysis/77_bias.ipynb #c9
+# %% ../../nbs/analysis/77_bias.ipynb #c12
 def by_section(
     rows: list[dict],     # of measures
     by: str = "place",    # what the columns are, or "measure"
@@ -77,12 +77,12 @@ def by_section(
     return "\n\n".join(f"**{', '.join(filter(None, where))}**\n\n{table(part)}"
                        for where, part in measured(rows).groupby(WHERE, sort=False))
 
-# %% ../../nbs/analysis/77_bias.ipynb #c11
+# %% ../../nbs/analysis/77_bias.ipynb #c14
 def file_name(text: str) -> str:
     "Gives a text as part of a file's name."
     return "-".join(re.findall("[a-z0-9]+", text.lower()))
 
-# %% ../../nbs/analysis/77_bias.ipynb #c14
+# %% ../../nbs/analysis/77_bias.ipynb #c17
 def chosen_radii(value, images: Images) -> list[float]:
     "Gives radii in periods per image, of a text such as \"0,2,4\"; \"auto\": from 0 to the largest."
     largest = np.hypot(*[side / 2 for side in images.shape[1:]])
@@ -90,9 +90,9 @@ def chosen_radii(value, images: Images) -> list[float]:
         return [0.0, *sorted({float(round(r, 1)) for r in np.geomspace(1, largest, 8)})]
     found = [literal(word) for word in words("radii", value)]
     if all(isinstance(r, (int, float)) and r >= 0 for r in found): return sorted(map(float, found))
-    raise InputError(f"radii={value!r} are not numbers of at least 0, joined by commas.")
+    raise InputError(f"radii={brief(value)} are not numbers of at least 0, joined by commas.")
 
-# %% ../../nbs/analysis/77_bias.ipynb #c16
+# %% ../../nbs/analysis/77_bias.ipynb #c19
 @dataclass(frozen=True, kw_only=True)
 class Frequencies(HAKD):
     "A figure of frequencies as it was asked for."
@@ -103,7 +103,7 @@ class Frequencies(HAKD):
         check_both(self)
         chosen_radii(self.radii, self.images)
 
-# %% ../../nbs/analysis/77_bias.ipynb #c19
+# %% ../../nbs/analysis/77_bias.ipynb #c22
 SHARE = "low-pass accuracy as a share of the whole, mean over radii"
 
 
@@ -117,7 +117,7 @@ def frequency_numbers(c: Compared, images: Images, radii: list[float]) -> dict:
         named |= {(f"accuracy, {name}, percent", f"radius {r:g}"): v for r, v in zip(radii, found)}
     return named
 
-# %% ../../nbs/analysis/77_bias.ipynb #c22
+# %% ../../nbs/analysis/77_bias.ipynb #c25
 def draw_curves(ax, frame, name: str):
     "Draws accuracy over the radius of one filter, a line per network, as means over seeds."
     part = frame[frame.measure == f"accuracy, {name}, percent"]
@@ -130,7 +130,7 @@ def draw_curves(ax, frame, name: str):
     ax.set(title=name, xlabel="radius, periods per image")
     ax.set_xticks(range(len(radii)), radii, rotation=45)
 
-# %% ../../nbs/analysis/77_bias.ipynb #c24
+# %% ../../nbs/analysis/77_bias.ipynb #c27
 def figure_frequencies(rows: list[dict], title: str):
     "Draws accuracy over the radius, low pass and high pass."
     frame = measured(rows)
@@ -142,7 +142,7 @@ def figure_frequencies(rows: list[dict], title: str):
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
     return fig
 
-# %% ../../nbs/analysis/77_bias.ipynb #c25
+# %% ../../nbs/analysis/77_bias.ipynb #c28
 def frequencies(p: Frequencies, results: dict[str, dict]) -> tuple[list[dict], dict]:
     "Gives rows of all networks' accuracies on filtered images, and a figure for each data set."
     rows, figures = [], {}
@@ -153,7 +153,7 @@ def frequencies(p: Frequencies, results: dict[str, dict]) -> tuple[list[dict], d
         figures[file_name(images.name)] = figure_frequencies(own, images.name)
     return rows, figures
 
-# %% ../../nbs/analysis/77_bias.ipynb #c28
+# %% ../../nbs/analysis/77_bias.ipynb #c31
 INITIAL = "linear CKA, debiased, mean of stem and first stage"
 
 
@@ -161,13 +161,13 @@ def initial(numbers: dict) -> dict:
     "Gives the mean likeness of the first two layers."
     return {(INITIAL, "initial"): (numbers[DEBIASED, "stem"] + numbers[DEBIASED, "stage 1"]) / 2}
 
-# %% ../../nbs/analysis/77_bias.ipynb #c30
+# %% ../../nbs/analysis/77_bias.ipynb #c33
 def printed() -> dict[tuple[str, str], float]:
     "Gives the paper's two numbers, by method and place."
     numbers = pd.read_csv(ROOT/"papers"/"hakd.csv").query("metric == 'cka'")
     return {(r.method, "initial"): r.value for r in numbers.itertuples()}
 
-# %% ../../nbs/analysis/77_bias.ipynb #c32
+# %% ../../nbs/analysis/77_bias.ipynb #c35
 @dataclass(frozen=True, kw_only=True)
 class Alignment(HAKD):
     "A figure of likeness by layer as it was asked for."
@@ -178,14 +178,14 @@ class Alignment(HAKD):
         check_both(self)
         between("block", self.block, 4, len(self.images.test_x))
 
-# %% ../../nbs/analysis/77_bias.ipynb #c33
+# %% ../../nbs/analysis/77_bias.ipynb #c36
 def kept_in_layers(nets: list[Compared], found: list, p: HAKD) -> tuple[list, list]:
     "Gives the networks of the figure of all layers: alone, untrained, and the transformer's students."
     shown = ("student", "untrained", *[row.spec for row in p.rows])
     kept = [i for i, c in enumerate(nets) if c.method in shown]
     return [nets[i] for i in kept], [found[i] for i in kept]
 
-# %% ../../nbs/analysis/77_bias.ipynb #c35
+# %% ../../nbs/analysis/77_bias.ipynb #c38
 def alignment(p: Alignment, results: dict[str, dict]) -> tuple[list[dict], dict]:
     "Gives rows of every network's CKA with the transformer, and two figures for each data set."
     rows, figures = [], {}
@@ -200,7 +200,7 @@ def alignment(p: Alignment, results: dict[str, dict]) -> tuple[list[dict], dict]
         figures[f"{name}-layers"] = figure_layers(*kept_in_layers(nets, found, p))
     return rows, figures
 
-# %% ../../nbs/analysis/77_bias.ipynb #c40
+# %% ../../nbs/analysis/77_bias.ipynb #c43
 def coverage(
     maps: Tensor,  # not negative, `[n, h, w]`
 ) -> Tensor:       # in (0, 1]; nan where all maps are empty
@@ -210,7 +210,7 @@ def coverage(
     share = m / m.sum(1, keepdim=True)
     return torch.special.entr(share).sum(1).exp().mean() / maps[0].numel()
 
-# %% ../../nbs/analysis/77_bias.ipynb #c43
+# %% ../../nbs/analysis/77_bias.ipynb #c46
 def bias_numbers(c: Compared, images: Images, stage: int) -> dict:
     "Tells what a network's maps cover, how many are empty, and how they agree with the teacher's."
     s, t = (class_maps(net, images, stage) for net in (c.student, c.teacher))
@@ -220,12 +220,12 @@ def bias_numbers(c: Compared, images: Images, stage: int) -> dict:
             ("correlation with the transformer's map", place): map_agreement(fitted, t),
             ("empty maps, percent", place): 100 * (s.amax((1, 2)) == 0).double().mean()}
 
-# %% ../../nbs/analysis/77_bias.ipynb #c45
+# %% ../../nbs/analysis/77_bias.ipynb #c48
 def shared_stage(stage, p: HAKD) -> int:
     "Gives a stage, counted from the deep end, that every network has; otherwise `InputError`."
     return between("stage", stage, 1, least_stages(p))
 
-# %% ../../nbs/analysis/77_bias.ipynb #c47
+# %% ../../nbs/analysis/77_bias.ipynb #c50
 @dataclass(frozen=True, kw_only=True)
 class BiasMaps(HAKD):
     "A figure of class activation maps as it was asked for."
@@ -238,7 +238,7 @@ class BiasMaps(HAKD):
         shared_stage(self.stage, self)
         between("count", self.count, 1, len(self.images.test_x))
 
-# %% ../../nbs/analysis/77_bias.ipynb #c48
+# %% ../../nbs/analysis/77_bias.ipynb #c51
 def mapped(p: BiasMaps, results: dict[str, dict]) -> tuple[list[dict], dict]:
     "Gives rows of all networks' map measures, and pictures for each data set."
     rows, figures = [], {}

@@ -20,7 +20,7 @@ from ..data.images import Images
 from ..engine.execute import How, execute, load_net
 from ..engine.run import Entry, Plan, Run
 from ..models.pretrained import network
-from ..registry import InputError
+from ..registry import InputError, brief
 from ..report.cells import section_of
 from ..store import Store
 
@@ -182,4 +182,4 @@ def outputs(
 def between(name: str, value, least: int, most: int) -> int:
     "Gives a whole number of a range; `InputError` for any other value."
     if type(value) is int and least <= value <= most: return value
-    raise InputError(f"{name}={value!r} is not a whole number from {least} to {most}.")
+    raise InputError(f"{name}={brief(value)} is not a whole number from {least} to {most}.")

@@ -28,8 +28,8 @@ from ..engine.run import Phase
 from ..engine.train import batches
 from ..experiments.crd_benchmark import CRDBenchmark
 from ..experiments.experiment import paper_numbers
-from ..parameters import flag, words
-from ..registry import InputError, unknown, whole
+from ..parameters import MOST, counted, flag, words
+from ..registry import InputError, brief, unknown
 from ..report.cells import mean_sd
 from ..style import COLOURS, STYLE
 
@@ -134,10 +134,10 @@ class Transfer(CRDBenchmark):
     def __post_init__(self):
         super().__post_init__()
         flag("moving", self.moving)
-        whole("probe", self.probe)
+        counted("probe", self.probe, most=MOST["epochs"])
         target_names(self.target)
         if self.target != "auto" and self.loaded.name == "digits":
-            raise InputError(f"target={self.target!r} needs data=cifar100 or cifar10; "
+            raise InputError(f"target={brief(self.target)} needs data=cifar100 or cifar10; "
                              "digits are transferred to their own other half.")
 
     @property

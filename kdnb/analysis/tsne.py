@@ -17,7 +17,7 @@ from .compare import Compared, between, first, outputs
 from .small import only, plain
 from ..data.images import Images
 from ..experiments.crd_benchmark import CRDBenchmark
-from ..registry import InputError, positive, whole
+from ..registry import InputError, brief, positive, whole
 from ..style import STYLE
 
 # %% ../../nbs/analysis/30_tsne.ipynb #c5
@@ -29,7 +29,7 @@ def tsne(
     "Gives t-SNE of embeddings, by scikit-learn, started from their principal components."
     from sklearn.manifold import TSNE
     if not 0 < perplexity < len(x):
-        raise InputError(f"perplexity={perplexity!r} is not between 0 and the {len(x)} images.")
+        raise InputError(f"perplexity={brief(perplexity)} is not between 0 and the {len(x)} images.")
     if not x.isfinite().all(): raise InputError("the embeddings are not all finite.")
     method = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
     return torch.from_numpy(method.fit_transform(x.detach().float().cpu().numpy()))
@@ -41,7 +41,7 @@ def nearest(
 ) -> Tensor:    # `[n, k]`
     "Gives the positions of each vector's k nearest others."
     if not 0 < k < len(x):
-        raise InputError(f"k={k!r} is not between 1 and the {len(x) - 1} others.")
+        raise InputError(f"k={brief(k)} is not between 1 and the {len(x) - 1} others.")
     return torch.cdist(x, x).fill_diagonal_(torch.inf).topk(k, largest=False).indices
 
 # %% ../../nbs/analysis/30_tsne.ipynb #c14
@@ -104,7 +104,10 @@ class Embeddings(CRDBenchmark):
         super().__post_init__()
         whole("count", self.count)
         positive("perplexity", self.perplexity)
-        between("neighbours", self.neighbours, 1, len(self.few.test_x) - 1)
+        images = len(self.few.test_x)
+        between("neighbours", self.neighbours, 1, images - 1)
+        if self.perplexity >= images:
+            raise InputError(f"perplexity={brief(self.perplexity)} is not below the {images} images.")
 
     @property
     def few(self) -> Images:

@@ -12,7 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 
 from ..data.images import Identity
 from .optimisers import optimisers
-from ..registry import InputError, losses, not_negative, one_of, parsed, positive
+from ..registry import InputError, brief, losses, not_negative, one_of, parsed, positive
 from ..store import digest_of
 
 # %% ../../nbs/engine/10_run.ipynb #c4
@@ -58,7 +58,7 @@ def optimised(
 ) -> Phase:
     "Gives a phase with another optimiser; `InputError` for a wrong name, option or value."
     (name, options), *more = parsed(spec)
-    if more: raise InputError(f"{spec!r} names several optimisers; a phase has one.")
+    if more: raise InputError(f"{brief(spec)} names several optimisers; a phase has one.")
     made = optimisers.build(name, **options)
     checks = {"lr": positive, "weight_decay": not_negative}
     own = {k: check(k, getattr(made, k)) for k, check in checks.items()

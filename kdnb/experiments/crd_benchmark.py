@@ -58,7 +58,7 @@ ASSISTANTS = {
 
 # %% ../../nbs/experiments/50_crd_benchmark.ipynb #c10
 def pair_names(value, table_pairs: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    "Gives the pairs of a word or several joined by commas, of any two networks; `InputError` else."
+    "Gives the pairs of a word or several joined by commas; a network may teach itself."
     names = table_pairs if value in ("auto", "all") else words("pair", value)
     for name in names:
         nets = name.split("-")

@@ -28,7 +28,7 @@ from ..engine.teacher_cache import each
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
 from ..models.pretrained import network
 from ..parameters import counted, flag, folder, given, torch_device, words
-from ..registry import InputError, losses, parsed, positive, unknown, whole
+from ..registry import InputError, brief, losses, parsed, positive, unknown, whole
 from ..report.cells import PRINTED, Layout, flat, of_section, sections_of, summary
 from ..report.figures import figure_cells
 from ..report.text import log_text, settings_text, show
@@ -260,7 +260,7 @@ def one_word(name: str, value) -> str:
     "Gives a text that is one word; otherwise raises `InputError`."
     found = words(name, value)
     if len(found) == 1: return found[0]
-    raise InputError(f"{name}={value!r} is several words; {name} takes one.")
+    raise InputError(f"{name}={brief(value)} is several words; {name} takes one.")
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c39
 @dataclass(frozen=True, kw_only=True)
@@ -344,11 +344,19 @@ class Experiment(Parameters):
 
     def plan(self, images: Images) -> Plan:
         "Gives what is asked for on a data set."
+        self.check_batch(images)
         entries = {(entry.run.key, *entry.facts.values()): entry
                    for entry in self.entries(images)}
         self.check_rows(entries.values(), images)
         return Plan(self.table.name, tuple(entries.values()), self.preset_name, images.identity,
                     self.changes, images.note, tuple(self.choices(images)))
+
+    def check_batch(self, images: Images):
+        "Raises `InputError` where a batch was asked for that is larger than the data set."
+        n = len(images.train_y)
+        for batch in filter(None, (self.batch, *(row.batch for row in self.rows))):
+            if batch > n:
+                raise InputError(f"batch={batch} is more than the {n} training images of {images.name}.")
 
     def check_rows(self, entries, images: Images):
         "Raises `InputError` where a loss was asked for by name and can be run for no pair."

@@ -104,7 +104,7 @@ class Lee2025(Experiment):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.teacher not in TEACHERS: raise unknown("teacher", self.teacher, TEACHERS)
+        if self.teacher not in [*TEACHERS]: raise unknown("teacher", self.teacher, TEACHERS)
         if self.data not in data_names(): raise unknown("data set", self.data, data_names())
         self.options
 

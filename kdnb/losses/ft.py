@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contract import MapTerm, Out, full_precision, same_size, unit
+from ..errors import LARGEST
 from ..registry import InputError, losses, one_of, positive
 
 # %% ../../nbs/losses/29_ft.ipynb #n21
@@ -73,7 +74,8 @@ class FT(MapTerm):
             raise InputError("ft compares feature maps, and one network has none.")
         s, t = full_precision(student.maps[-1]), full_precision(teacher.maps[-1])
         wide, narrow = t.shape[1], int(t.shape[1] * self.k)
-        if not narrow: raise InputError(f"k={self.k} leaves no channel of the teacher's {wide}.")
+        if not 0 < narrow <= LARGEST:
+            raise InputError(f"k={self.k} makes {narrow} channels of the teacher's {wide}.")
         self.encode, self.decode = encoder(wide, narrow).to(t), decoder(narrow, wide).to(t)
         self.translate = encoder(s.shape[1], narrow, norm=True).to(s)
 

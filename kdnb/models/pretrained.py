@@ -20,9 +20,9 @@ from ..contract import Network, Out
 from ..data.images import Images
 from .torchvision import NAMES
 from .vit import as_map
-from ..registry import InputError, models, parsed, unknown, whole
+from ..registry import InputError, brief, models, parsed, unknown, whole
 
-# %% ../../nbs/models/80_pretrained.ipynb #n15
+# %% ../../nbs/models/80_pretrained.ipynb #c5
 TIMM = {"vit_clip": "vit_base_patch16_clip_quickgelu_224", "vit_tiny_16": "vit_tiny_patch16_224"}
 
 
@@ -33,7 +33,7 @@ class Expected(NamedTuple):
     std: tuple[float, ...]
     mode: str = "bilinear"   # how images of another size are resized, or "bicubic"
 
-# %% ../../nbs/models/80_pretrained.ipynb #n17
+# %% ../../nbs/models/80_pretrained.ipynb #c7
 def library():
     "Imports timm when it is first asked for: that takes a second which only its networks cost."
     with warnings.catch_warnings():
@@ -41,12 +41,12 @@ def library():
         import timm
     return timm
 
-# %% ../../nbs/models/80_pretrained.ipynb #c4
+# %% ../../nbs/models/80_pretrained.ipynb #c9
 def tags(name: str) -> list[str]:
     "Lists the sets of weights that timm knows for one of its networks here."
     return [full.split(".")[1] for full in library().list_pretrained(f"{TIMM[name]}.*")]
 
-# %% ../../nbs/models/80_pretrained.ipynb #c5
+# %% ../../nbs/models/80_pretrained.ipynb #c11
 def expected(name: str, weights: str) -> Expected:
     "Describes the images that published weights were made for; `InputError` for other weights."
     if name in TIMM:
@@ -62,7 +62,7 @@ def expected(name: str, weights: str) -> Expected:
     made = known[weights].transforms()
     return Expected(made.crop_size[0], tuple(made.mean), tuple(made.std), made.interpolation.value)
 
-# %% ../../nbs/models/80_pretrained.ipynb #c9
+# %% ../../nbs/models/80_pretrained.ipynb #c15
 class TimmTransformer(Network):
     "timm's vision transformer, block by block, with the outputs of the contract."
     def __init__(self,
@@ -74,7 +74,7 @@ class TimmTransformer(Network):
         self.ends = {depth * i // 4 for i in (1, 2, 3, 4)}
         self.block, self.width = depth if block is None else whole("block", block), net.embed_dim
         if self.block > depth:
-            raise InputError(f"block={block!r} is more than the {depth} blocks of the network.")
+            raise InputError(f"block={brief(block)} is more than the {depth} blocks of the network.")
 
     @property
     def classifier(self) -> nn.Linear: return self.net.head
@@ -97,7 +97,7 @@ class TimmTransformer(Network):
         return Out(self.classifier(embedding), embedding, tuple(maps), tuple(maps), stem,
                    attention=attention)
 
-# %% ../../nbs/models/80_pretrained.ipynb #c11
+# %% ../../nbs/models/80_pretrained.ipynb #c18
 def timm_file(name: str, weights: str) -> Path:
     "Gives the file of timm's weights, downloaded once; `InputError` where it cannot be had."
     from huggingface_hub import hf_hub_url  # timm's own, and as slow to import
@@ -112,7 +112,7 @@ def timm_file(name: str, weights: str) -> Path:
                          f"Put the file of {url} there as {path}.") from error
     return path
 
-# %% ../../nbs/models/80_pretrained.ipynb #c12
+# %% ../../nbs/models/80_pretrained.ipynb #c19
 def from_timm(name: str):
     "Makes a factory of one of timm's transformers."
     def make(classes: int = 10, channels: int = 3, weights: str | None = None,
@@ -134,7 +134,7 @@ def from_timm(name: str):
 
 for name in TIMM: models.register(name)(from_timm(name))
 
-# %% ../../nbs/models/80_pretrained.ipynb #c17
+# %% ../../nbs/models/80_pretrained.ipynb #c25
 class Adapted(Network):
     "A network that takes a data set's images and sees them as it was made for."
     def __init__(self,
@@ -164,7 +164,7 @@ class Adapted(Network):
             x = F.interpolate(x, (self.size, self.size), mode=self.mode, antialias=True)
         return self.net(x)
 
-# %% ../../nbs/models/80_pretrained.ipynb #c19
+# %% ../../nbs/models/80_pretrained.ipynb #c27
 def network(
     spec: str,           # a registered network with options, "vit_b_16@weights=IMAGENET1K_V1"
     images: Images,      # the data set it is for
@@ -172,7 +172,7 @@ def network(
 ) -> nn.Module:
     "Builds the network that a run's name stands for; `InputError` for a wrong name or value."
     (name, options), *more = parsed(spec)
-    if more: raise InputError(f"{spec!r} names several networks; a run has one.")
+    if more: raise InputError(f"{brief(spec)} names several networks; a run has one.")
     weights, size = options.pop("weights", None), options.pop("size", None)
     made_for = expected(name, weights) if weights else Expected(0, images.mean, images.std)
     if size is not None: made_for = made_for._replace(size=whole("size", size))

@@ -94,6 +94,8 @@ WRONG = [({"pair": "resnet56"}, "unknown pair 'resnet56'"), ({"pair": 3}, "pair=
          ({"loss": "ckd@tao=1"}, "Did you mean 'tau'"), ({"loss": "ckd@tau=0"}, "tau=0"), ({"loss": "ckd@tau"}, "'ckd@tau' is not made of"), ({"loss": "ckd+"}, "'ckd+' is not made of"),
          ({"loss": "kd@weight=-1"}, "weight=-1"), ({"loss": "kd@batch=0"}, "batch=0"), ({"loss": "takd", "pair": "resnet14-resnet8"}, "takd needs a network between"),
          ({"loss": "fsp", "pair": "vgg13-mobilenet_v2"}, "fsp cannot be distilled from vgg13 to mobilenet_v2"), ({"data": "cifar"}, "cifar10"), ({"preset": "quik"}, "quick"),
+         ({"loss": "kd+kd"}, "one term twice"), ({"loss": "ckd@tau=2+kd+ckd@tau=2"}, "one term twice"), ({"loss": "kd@T=4@T=5"}, "an option of 'kd' twice"),
+         ({"batch": 1098}, "batch=1098 is more than the 1097 training images of hidden digits"), ({"loss": "ckd@batch=2000"}, "batch=2000 is more than the 1097"),
          ({"weight": 0}, "weight=0"), ({"epochs": 0}, "epochs=0"), ({"precision": "fp16"}, "bf16")]
 
 
@@ -102,6 +104,13 @@ def test_a_wrong_value_is_one_sentence_and_touches_nothing(tmp_path, given, says
     with pytest.raises(InputError) as caught: CRDBenchmark(table=TABLE1, **{"data": "digits", "reports": str(tmp_path/"reports")} | given).plans
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_may_teach_itself_and_a_loss_be_there_twice_with_other_options():
+    p = CRDBenchmark(table=TABLE1, loss="ckd@tau=1+ckd@tau=2", pair="resnet8-resnet8", protocol="matched", data="digits", seeds=1, device="cpu")
+    runs = {entry.role: entry.run for entry in p.plans[0].entries}
+    assert runs["teacher"] == runs["student"] and len(p.plans[0].runs) == 3
+    assert runs["distilled"].teacher == runs["teacher"] and runs["distilled"].net == runs["teacher"].net == "resnet8"
 
 
 def asked(spec, pair, **given):
