@@ -25,13 +25,13 @@ def is_unsafe(conv: nn.Conv2d) -> bool:
     pointwise = conv.kernel_size == (1, 1) and conv.padding == (0, 0)
     return pointwise and conv.stride != (1, 1) and conv.in_channels // conv.groups < 8
 
-
+# %% ../../nbs/engine/38_learner.ipynb #c6
 def thinned(step: tuple[int, int], conv: nn.Conv2d, given: tuple) -> tuple:
     "Gives every `step`-th position of a module's input, a forward pre-hook."
     x, = given
     return x[:, :, ::step[0], ::step[1]],
 
-
+# %% ../../nbs/engine/38_learner.ipynb #c8
 def laid_out(net: nn.Module, device: torch.device) -> nn.Module:
     "Puts a network on a device, channels last, unsafe convolutions without their stride."
     for conv in [m for m in net.modules() if isinstance(m, nn.Conv2d) and is_unsafe(m)]:
@@ -39,18 +39,18 @@ def laid_out(net: nn.Module, device: torch.device) -> nn.Module:
         conv.stride = (1, 1)
     return net.to(device, memory_format=torch.channels_last)
 
-# %% ../../nbs/engine/38_learner.ipynb #c7
+# %% ../../nbs/engine/38_learner.ipynb #c11
 def head(width: int, outputs: int = 128) -> nn.Sequential:
     "Makes the contrastive head: linear, ReLU, linear; SupContrast's width."
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
 
-# %% ../../nbs/engine/38_learner.ipynb #c9
+# %% ../../nbs/engine/38_learner.ipynb #c13
 def optimiser_of(phase: Phase, parameters: list[Tensor]) -> torch.optim.Optimizer:
     "Makes a phase's optimiser for some parameters."
     (name, options), = parsed(phase.optimiser)
     return optimisers.build(name, **options)(parameters, phase.lr, phase.weight_decay)
 
-# %% ../../nbs/engine/38_learner.ipynb #c11
+# %% ../../nbs/engine/38_learner.ipynb #c15
 class Learner:
     "A run in progress."
     def __init__(self,
@@ -102,7 +102,7 @@ class Learner:
         self.optimiser = optimiser_of(
             self.current, [p for module in self.trained for p in module.parameters()])
 
-# %% ../../nbs/engine/38_learner.ipynb #c15
+# %% ../../nbs/engine/38_learner.ipynb #c19
 POSITION = ("phase", "epoch", "step", "history", "diverged", "seconds")
 
 
@@ -112,7 +112,7 @@ def owned(learner: Learner) -> dict[str, nn.Module]:
              "peer": learner.peer}
     return {name: module for name, module in found.items() if module is not None}
 
-# %% ../../nbs/engine/38_learner.ipynb #c17
+# %% ../../nbs/engine/38_learner.ipynb #c21
 def state(learner: Learner) -> tuple[dict[str, Tensor], dict]:
     "Gives a learner's tensors by name, and its position, history and plain numbers."
     tensors = {f"{name}.{k}": v for name, module in owned(learner).items()
@@ -122,12 +122,12 @@ def state(learner: Learner) -> tuple[dict[str, Tensor], dict]:
     tensors |= {"sum.loss": learner.loss_sum, "sum.first_bad": learner.first_bad}
     return tensors, {name: getattr(learner, name) for name in POSITION} | {"numbers": numbers}
 
-# %% ../../nbs/engine/38_learner.ipynb #c19
+# %% ../../nbs/engine/38_learner.ipynb #c23
 def under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     "Gives the tensors whose name starts with a word and a dot, without these."
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
-# %% ../../nbs/engine/38_learner.ipynb #c21
+# %% ../../nbs/engine/38_learner.ipynb #c25
 def restore(learner: Learner, tensors: dict[str, Tensor], about: dict):
     "Puts a learner back to where `state` was taken."
     for name in POSITION: setattr(learner, name, about[name])
