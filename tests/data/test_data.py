@@ -359,7 +359,7 @@ OF_TABLE, PICTURE = "val/val_annotations.txt", "val/images/val_2.JPEG"
     (FASHION_MNIST, TEST_IDX, lambda p: p.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2]) + bytes(2)), "has 10 images and t10k-labels-idx1-ubyte has 2 labels"),
     (FASHION_MNIST, TEST_IDX, lambda p: p.unlink(), "raw has no t10k-labels-idx1-ubyte"),
     (FASHION_MNIST, TEST_IDX, lambda p: p.rename(p.with_name(p.name + ".gz")), "ubyte.gz cannot be read as an IDX file"),
-    (TINY_IMAGENET, PICTURE, half, "val_2.JPEG is not an image that can be decoded"),
+    (TINY_IMAGENET, PICTURE, half, "val_2.JPEG is not a PNG, JPEG or WebP image that can be decoded"),
     (TINY_IMAGENET, PICTURE, lambda p: p.write_bytes(jpeg(32, 64)), "val_2.JPEG has 64 x 32 pixels; it should have 64 x 64"),
     (TINY_IMAGENET, PICTURE, lambda p: p.unlink(), "val_2.JPEG is not in .*lists it"),
     (TINY_IMAGENET, OF_TABLE, half, "val_[345].JPEG is in .*does not list it"),
@@ -442,7 +442,7 @@ def test_folders_of_images_are_a_data_set_whatever_their_files_are_called(root):
     assert before.train_x.numpy().tobytes() == data.canonical(x[:7], np.arange(7) % 2)[0].tobytes() and before.note == ""
     first, second, *_ = sorted((root/"pets/train").rglob("*.png"))
     first.rename(first.with_name("Z.PNG"))
-    Image.open(second).save(second.with_suffix(".bmp")), second.unlink()
+    Image.open(second).save(second.with_suffix(".webp"), lossless=True), second.unlink()
     (root/"pets/train/cat/notes.txt").write_text("not an image")
     assert same(data.local_images(PETS, root), before)
     (root/"pets/train/wolf").mkdir()
