@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['data_sets', 'FORMATS', 'MODES', 'IMAGES', 'OTHERS', 'Source', 'Embedded', 'most', 'contents', 'unlike', 'colours',
-           'decode', 'verify', 'in_shape', 'decode_all', 'check_labels', 'same_number', 'joined', 'damaged', 'columns',
-           'parquet', 'check_size', 'read_rows', 'read_shard', 'read_shards', 'numbered', 'shards', 'by_class',
-           'read_classes', 'read_folders', 'own_files']
+           'check_sums', 'decode', 'in_shape', 'decode_all', 'check_labels', 'same_number', 'joined', 'damaged',
+           'columns', 'parquet', 'check_size', 'read_rows', 'read_shard', 'read_shards', 'numbered', 'shards',
+           'by_class', 'read_classes', 'read_folders', 'own_files']
 
 # %% ../../nbs/data/10_files.ipynb #c2
 import io
 import math
 import re
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -93,6 +94,16 @@ def colours(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 # %% ../../nbs/data/10_files.ipynb #c24
+def check_sums(data: bytes):
+    "Raises `ValueError` where the check sum of a part of a PNG file is wrong."
+    at = 8  # after the signature come parts: size, name, content and check sum of name and content
+    while at < len(data) and data[at - 8:at - 4] != b"IEND":
+        end = at + 8 + int.from_bytes(data[at:at + 4], "big")
+        if zlib.crc32(data[at + 4:end]) != int.from_bytes(data[end:end + 4], "big"):
+            raise ValueError("a check sum is wrong")
+        at = end + 4
+
+# %% ../../nbs/data/10_files.ipynb #c26
 def decode(data: bytes, where: str, shape: tuple[int, int, int]) -> np.ndarray:
     """Decodes a PNG, JPEG or WebP picture to its pixels `[ch, h, w]`; `where` names it in an `InputError`.
     It is turned as its EXIF data say, a palette becomes colours, an opaque alpha channel is left out,
@@ -101,19 +112,14 @@ def decode(data: bytes, where: str, shape: tuple[int, int, int]) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             problem = unlike(image, shape)
             pixels = None if problem else colours(image)
-            if not problem and image.format == "PNG": verify(data)
+            if not problem and image.format == "PNG": check_sums(data)
     except Exception as e:
         raise InputError(f"{where} is not a PNG, JPEG or WebP image that can be decoded "
                          f"({type(e).__name__}).") from None
     if problem: raise InputError(f"{where} has {problem}.")
     return in_shape(pixels, where, shape)
 
-
-def verify(data: bytes):
-    "Raises an error where a check sum of a PNG file is wrong."
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image: image.verify()
-
-# %% ../../nbs/data/10_files.ipynb #c25
+# %% ../../nbs/data/10_files.ipynb #c27
 def in_shape(pixels: np.ndarray, where: str, shape: tuple[int, int, int]) -> np.ndarray:
     "Gives colours as pixels `[ch, h, w]`; `InputError` where size or channels are others."
     channels, height, width = shape
@@ -126,7 +132,7 @@ def in_shape(pixels: np.ndarray, where: str, shape: tuple[int, int, int]) -> np.
         raise InputError(f"{where} has colours; it should be grey.")
     return pixels[..., :channels].transpose(2, 0, 1)
 
-# %% ../../nbs/data/10_files.ipynb #c29
+# %% ../../nbs/data/10_files.ipynb #c31
 def decode_all(
     data,             # encoded images, or paths to them
     where: Callable,  # names image `i` in errors
@@ -142,7 +148,7 @@ def decode_all(
     with ThreadPoolExecutor() as pool: list(pool.map(fill, range(len(data))))
     return pixels
 
-# %% ../../nbs/data/10_files.ipynb #c31
+# %% ../../nbs/data/10_files.ipynb #c33
 def check_labels(y: np.ndarray, classes: int, where, first: int = 0) -> np.ndarray:
     "Gives the labels as `int64` from 0; `InputError` naming the file where one is out of range."
     last = first + classes - 1
@@ -155,25 +161,25 @@ def check_labels(y: np.ndarray, classes: int, where, first: int = 0) -> np.ndarr
             f"{where} has a label {wrong[0]}; labels should be from {first} to {last}.")
     return y.astype(np.int64) - first
 
-# %% ../../nbs/data/10_files.ipynb #c33
+# %% ../../nbs/data/10_files.ipynb #c35
 def same_number(x: np.ndarray, y: np.ndarray, images: Path, labels: Path):
     "Raises `InputError` where two files do not have the same number of images and labels."
     if len(x) != len(y):
         raise InputError(f"{images} has {len(x)} images and {labels.name} has {len(y)} labels: "
                          "one of the two is truncated, damaged or of another data set.")
 
-# %% ../../nbs/data/10_files.ipynb #c35
+# %% ../../nbs/data/10_files.ipynb #c37
 def joined(pairs: list) -> tuple[np.ndarray, np.ndarray]:
     "Joins images and labels of several files to one pair."
     return pairs[0] if len(pairs) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*pairs))
 
-# %% ../../nbs/data/10_files.ipynb #c37
+# %% ../../nbs/data/10_files.ipynb #c39
 def damaged(path: Path, kind: str, problem) -> InputError:
     "Gives the error for a file that cannot be read, to be raised by the caller."
     return InputError(f"{path} cannot be read as {kind}: it is truncated, damaged "
                       f"or of another kind ({problem}).")
 
-# %% ../../nbs/data/10_files.ipynb #c40
+# %% ../../nbs/data/10_files.ipynb #c42
 def columns(schema, path: Path, source: Source) -> tuple[str, str]:
     "Finds the images' and the labels' columns of a shard; `InputError` without them."
     from pyarrow.types import is_binary, is_integer, is_large_binary, is_struct
@@ -189,7 +195,7 @@ def columns(schema, path: Path, source: Source) -> tuple[str, str]:
     raise InputError(f"{path} has labels of type {quoted(str(kinds[label]))}; "
                      f"they should be whole numbers from 0 to {len(source.classes) - 1}.")
 
-# %% ../../nbs/data/10_files.ipynb #c44
+# %% ../../nbs/data/10_files.ipynb #c46
 def parquet(path: Path):
     "Opens a parquet file; `InputError` where it is none."
     from pyarrow.parquet import ParquetFile
@@ -211,7 +217,7 @@ def check_size(file, path: Path, source: Source) -> int:
                          f"{path.stat().st_size} bytes of pictures cannot hold.")
     return max(sizes, default=0)
 
-# %% ../../nbs/data/10_files.ipynb #c47
+# %% ../../nbs/data/10_files.ipynb #c49
 def read_rows(file, path: Path, source: Source):
     "Yields images `[n, ch, h, w]` and labels `[n]` of some rows of a shard after the other."
     image, label = columns(file.schema_arrow, path, source)
@@ -225,12 +231,14 @@ def read_rows(file, path: Path, source: Source):
             encoded, y = batch.column(image).to_pylist(), batch.column(label)
             y = y.cast("int64").to_numpy(zero_copy_only=False)
         except Exception as e: raise damaged(path, "a parquet file", type(e).__name__) from None
+        if done + len(y) > file.metadata.num_rows:
+            raise damaged(path, "a parquet file", "it has more rows than it states")
         y = check_labels(y, len(source.classes), path)
         yield decode_all([row and row["bytes"] for row in encoded],
                          lambda i: f"image {done + i} of {path}", source.shape), y
         done += len(y)
 
-# %% ../../nbs/data/10_files.ipynb #c49
+# %% ../../nbs/data/10_files.ipynb #c51
 def read_shard(path: Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
     "Reads images `[n, ch, h, w]` and labels `[n]` of one parquet shard."
     nothing = np.empty((0, *source.shape), np.uint8), np.empty(0, np.int64)
@@ -240,12 +248,12 @@ def read_shard(path: Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
     if len(x) == stated: return x, y
     raise damaged(path, "a parquet file", f"it states {stated} rows and has {len(x)}")
 
-# %% ../../nbs/data/10_files.ipynb #c51
+# %% ../../nbs/data/10_files.ipynb #c53
 def read_shards(paths: list[Path], source: Source) -> tuple[np.ndarray, np.ndarray]:
     "Reads images and labels of several parquet shards."
     return joined([read_shard(path, source) for path in paths])
 
-# %% ../../nbs/data/10_files.ipynb #c54
+# %% ../../nbs/data/10_files.ipynb #c56
 def numbered(files: list[Path], names: tuple[str, ...], folder: Path) -> list[Path]:
     "Picks the shards called so; `InputError` where one of a numbered set is missing."
     named = ([f for f in files if f.name.startswith(name)] for name in names)
@@ -259,7 +267,7 @@ def numbered(files: list[Path], names: tuple[str, ...], folder: Path) -> list[Pa
                          "copy the missing ones there.")
     return paths
 
-# %% ../../nbs/data/10_files.ipynb #c56
+# %% ../../nbs/data/10_files.ipynb #c58
 def shards(source: Source, root: Path) -> dict[str, list[Path]]:
     "Finds the parquet files of a data set, those of `train` and those of `test`, or none at all."
     for pattern in source.shards:
@@ -269,7 +277,7 @@ def shards(source: Source, root: Path) -> dict[str, list[Path]]:
                           "test": numbered(files, source.tested, folder)}
     return {}
 
-# %% ../../nbs/data/10_files.ipynb #c59
+# %% ../../nbs/data/10_files.ipynb #c61
 IMAGES = (".jpeg", ".jpg", ".png", ".webp")       # how their names end, in either case
 OTHERS = (".bmp", ".gif", ".tif", ".tiff", ".eps")  # what is refused rather than passed over
 
@@ -284,7 +292,7 @@ def by_class(folder: Path) -> dict[Path, str]:
     if not files: raise InputError(f"{folder} has no images: copy the whole folder there.")
     return {path: path.relative_to(folder).parts[0] for path in files}
 
-# %% ../../nbs/data/10_files.ipynb #c61
+# %% ../../nbs/data/10_files.ipynb #c63
 def read_classes(files: dict[Path, str], source: Source, where) -> tuple[np.ndarray, np.ndarray]:
     "Reads images whose classes are known; `InputError` for a class that the data set does not have."
     number = {name: label for label, name in enumerate(source.classes)}
@@ -296,13 +304,13 @@ def read_classes(files: dict[Path, str], source: Source, where) -> tuple[np.ndar
     x = decode_all(images, lambda i: str(images[i]), source.shape)
     return x, np.array([number[name] for name in files.values()], np.int64)
 
-# %% ../../nbs/data/10_files.ipynb #c63
+# %% ../../nbs/data/10_files.ipynb #c65
 def read_folders(paths: list[Path], source: Source) -> tuple[np.ndarray, np.ndarray]:
     "Reads images and labels from a folder of classes."
     folder, = paths
     return read_classes(by_class(folder), source, folder)
 
-# %% ../../nbs/data/10_files.ipynb #c66
+# %% ../../nbs/data/10_files.ipynb #c68
 def own_files(source: Source, root: Path) -> dict[str, list[Path]]:
     "Finds a data set's own files by part, or none at all; `InputError` where some are missing."
     folder = root/source.folder
