@@ -78,18 +78,19 @@ MODES = "1", "L", "LA", "P", "PA", "RGB", "RGBA"  # all that bytes of red, green
 
 
 def unlike(image: Image.Image, shape: tuple[int, int, int]) -> str:
-    "Says what an opened picture has that it should not have, and what would be right; \"\" where all is right."
+    "Says what an opened picture has instead of what it should have; \"\" where all is right."
     (width, height), frames = image.size, getattr(image, "n_frames", 1)
     if frames != 1: return f"{frames} pictures in one file; it should have one"
     if image.mode not in MODES or ";16" in str(image.tile):  # Pillow would cut 16 bits to 8
-        return f"pixels of kind {image.mode} or more than 8 bits; they should be bytes of grey or of colours"
+        return (f"pixels of kind {image.mode} or more than 8 bits; "
+                "they should be bytes of grey or of colours")
     if sorted(image.size) != sorted(shape[1:]):
         return f"{width} x {height} pixels; it should have {shape[2]} x {shape[1]}"
     return ""
 
 # %% ../../nbs/data/10_files.ipynb #c21
 def colours(image: Image.Image) -> np.ndarray:
-    "Decodes an opened picture to the colours that a viewer shows `[h, w, 3]`, or 4 with how opaque they are."
+    "Decodes a picture to the colours that a viewer shows `[h, w, 3]`, or 4 with their opacity."
     ImageOps.exif_transpose(image, in_place=True)
     return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
@@ -105,9 +106,10 @@ def check_sums(data: bytes):
 
 # %% ../../nbs/data/10_files.ipynb #c26
 def decode(data: bytes, where: str, shape: tuple[int, int, int]) -> np.ndarray:
-    """Decodes a PNG, JPEG or WebP picture to its pixels `[ch, h, w]`; `where` names it in an `InputError`.
-    It is turned as its EXIF data say, a palette becomes colours, an opaque alpha channel is left out,
-    and grey is the same as three equal channels. Colour profiles are not applied."""
+    """Decodes a PNG, JPEG or WebP picture to its pixels `[ch, h, w]`; `where` names it in an
+    `InputError`. It is turned as its EXIF data say, a palette becomes colours, an opaque alpha
+    channel is left out, and grey is the same as three equal channels; colour profiles are not
+    applied. Any other mode, more bits and more pictures than one are refused."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             problem = unlike(image, shape)
@@ -143,7 +145,8 @@ def decode_all(
     def fill(i):
         encoded = contents(data[i], size) if isinstance(data[i], Path) else data[i]
         if encoded and len(encoded) > size:
-            raise InputError(f"{where(i)} has {len(encoded)} bytes; there should be no more than {size}.")
+            raise InputError(f"{where(i)} has {len(encoded)} bytes; "
+                             f"there should be no more than {size}.")
         pixels[i] = decode(encoded, where(i), shape)
     with ThreadPoolExecutor() as pool: list(pool.map(fill, range(len(data))))
     return pixels
@@ -211,9 +214,10 @@ def check_size(file, path: Path, source: Source) -> int:
         raise InputError(f"{path} states {file.metadata.num_rows} rows; "
                          f"{source.title} has no more than {most(source)} images.")
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    sizes = [group.column(i).total_uncompressed_size for group in groups for i in range(group.num_columns)]
-    if sum(map(abs, sizes)) > 50 * path.stat().st_size + 2**20:
-        raise InputError(f"{path} states {sum(map(abs, sizes))} bytes, which a file of "
+    sizes = [abs(group.column(i).total_uncompressed_size)
+             for group in groups for i in range(group.num_columns)]
+    if sum(sizes) > 50 * path.stat().st_size + 2**20:
+        raise InputError(f"{path} states {sum(sizes)} bytes, which a file of "
                          f"{path.stat().st_size} bytes of pictures cannot hold.")
     return max(sizes, default=0)
 

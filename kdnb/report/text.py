@@ -47,8 +47,9 @@ MARKS = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:])"
 
 def escape(text) -> str:
     "Gives a text as one line of Markdown which shows these characters."
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
-    line = MARKS.sub(lambda found: "\\" + found.group(), shown)
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}"
+                   for c in " ".join(str(text).split()))
+    line = MARKS.sub(lambda found: "\\" + found.group(), line)
     line = re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", line)  # a number would begin a list
     return re.sub("[&<>]", lambda found: HTML[found.group()], line)
 
