@@ -11,6 +11,7 @@ __all__ = ['TOLD', 'LINKS', 'BLUE', 'RED', 'GREEN', 'PINK', 'BROWN', 'SKY', 'SHA
 # %% ../../nbs/analysis/84_ledger.ipynb #c2
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +24,8 @@ from .verdict import NOT_RUN, OPEN, PROVED, VERDICTS
 from ..parameters import check_names
 from ..parameters import folder as kept_in
 from ..report.looks import png
-from ..report.text import DASH, markdown
+from ..report.text import DASH, escape, markdown
+from ..report.write import image, named
 from ..store import Store, write_whole
 from ..style import COLOURS, STYLE
 
@@ -136,8 +138,9 @@ def slips(book: pd.DataFrame) -> pd.DataFrame:
 def linked(evidence: str, tables: str = "") -> str:
     "Gives links to the notebooks among some files, and to the reports of tables."
     notebooks = [file for file in evidence.split(";") if file.startswith("nbs/")]
-    found = [f"[{Path(file).stem}](../{file})" for file in dict.fromkeys(notebooks)]
-    return ", ".join(found + [f"[{table}]({table}/table.md)" for table in tables.split(";") if table])
+    places = [(Path(file).stem, f"../{file}") for file in dict.fromkeys(notebooks)]
+    places += [(table, f"{table}/table.md") for table in tables.split(";") if table]
+    return ", ".join(f"[{named(name)}]({quote(place)})" for name, place in places)
 
 # %% ../../nbs/analysis/84_ledger.ipynb #c38
 def ours(row) -> str:
@@ -221,9 +224,9 @@ def alt_text(book: pd.DataFrame) -> str:
 def claims_text(book: pd.DataFrame, faults: pd.DataFrame) -> str:
     "Gives the ledger as Markdown."
     text = ["# The ledger of claims\n", READING.replace("\n", " "),
-            f"\n![{alt_text(book)}](fig_claims.png)\n", markdown(counts_of(book))]
+            f"\n{image(alt_text(book), 'fig_claims.png')}\n", markdown(counts_of(book))]
     for paper, rows in book.groupby("paper", sort=False):
-        text += [f"\n## {paper}\n", markdown(readable_claims(rows), LINKS)]
+        text += [f"\n## {escape(paper)}\n", markdown(readable_claims(rows), LINKS)]
     links = [linked(files) or DASH for files in faults.proof]
     text += ["\n## Where the papers do not agree with themselves\n",
              markdown(faults.assign(proof=links), LINKS)]

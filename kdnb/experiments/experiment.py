@@ -31,7 +31,7 @@ from ..parameters import counted, flag, folder, given, torch_device, words
 from ..registry import InputError, brief, losses, parsed, positive, unknown, whole
 from ..report.cells import PRINTED, Layout, flat, of_section, sections_of, summary
 from ..report.figures import figure_cells
-from ..report.text import log_text, settings_text, show
+from ..report.text import escape, log_text, settings_text, show
 from ..report.write import write_report
 from ..store import ROOT, Store
 from ..store import shown as told
@@ -448,16 +448,17 @@ class Experiment(Parameters):
         every = self.store.results({entry["run"] for plan in plans for entry in plan["entries"]})
         current = code_now(every.values())
         write_report(self.folder, plans, every, self.layout, current)
-        place = f"The report with all runs so far: {told(self.folder/'table.md')}"
-        asked = self.records, results, self.layout, current
-        return Shown(f"{show(*asked)}\n\n{place}", f"{log_text(*asked)}\n\n{place}")
+        place, asked = told(self.folder/"table.md"), (self.records, results, self.layout, current)
+        here = "The report with all runs so far:"
+        return Shown(f"{show(*asked)}\n\n{here} {escape(place)}", f"{log_text(*asked)}\n\n{here} {place}")
 
     @property
     def banner(self) -> Shown:
         "What a reader must know: about the data, and about rows that cannot be run."
-        notes = dict.fromkeys(f"**{images.note}**" for images in self.sets if images.note)
-        said = dict.fromkeys(text for images in self.sets for text in self.refusals(images))
-        return Shown("\n>\n".join(f"> {text}" for text in [*notes, *said]))
+        notes = [*dict.fromkeys(images.note for images in self.sets if images.note)]
+        said = [*dict.fromkeys(text for images in self.sets for text in self.refusals(images))]
+        texts = [f"**{escape(note)}**" for note in notes] + [escape(text) for text in said]
+        return Shown("\n>\n".join(f"> {text}" for text in texts), "\n\n".join(notes + said))
 
     @property
     def settings(self) -> Shown:

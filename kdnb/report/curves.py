@@ -66,7 +66,7 @@ def named_ends(ax, ends: list[tuple], names: list[str], looks: list[dict]):
     right = max(x for x, _ in ends)
     for (x, y), height, name, style in zip(ends, at, names, looks):
         ax.annotate(name, (x, y), (right + 0.04 * (right - ax.get_xlim()[0]), height), va="center",
-                    fontsize=8, color=style["color"], annotation_clip=False,
+                    fontsize=8, color=style["color"], annotation_clip=False, parse_math=False,
                     arrowprops={"arrowstyle": "-", "lw": 0.5, "color": GREY})
 
 # %% ../../nbs/report/38_curves.ipynb #c16

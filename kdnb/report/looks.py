@@ -46,9 +46,10 @@ def placed(part: pd.DataFrame, layout: Layout) -> list[tuple]:
 
 # %% ../../nbs/report/35_looks.ipynb #c12
 def wrapped(label: str, width: int = 26) -> str:
-    "Gives a label on as many lines as it needs; options and losses are not torn apart."
+    """Gives a label on as many lines as it needs; options and losses are not torn apart, and a
+    dollar begins no formula."""
     lines = textwrap.wrap(re.sub(r"(?<=\S)([@+])", r" \1", label), width)
-    return "\n".join(re.sub(r" ([@+])", r"\1", line) for line in lines)
+    return "\n".join(re.sub(r" ([@+])", r"\1", line) for line in lines).replace("$", r"\$")
 
 # %% ../../nbs/report/35_looks.ipynb #c14
 def lined(ax, part: pd.DataFrame, fig):

@@ -42,12 +42,15 @@ def difference_text(mean, low, high, p, pairs=None) -> str:
 # %% ../../nbs/report/30_text.ipynb #c10
 HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 MARKS = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:])"
-                   r"|^[-+=](?=[\s=-]|$)|(?<=^\d)[.)](?=\s)")
+                   r"|^[-+=](?=[\s=-]|$)")
 
 
 def escape(text) -> str:
     "Gives a text as one line of Markdown which shows these characters."
-    line = MARKS.sub(lambda found: "\\" + found.group(), " ".join(str(text).split()))
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}"
+                   for c in " ".join(str(text).split()))
+    line = MARKS.sub(lambda found: "\\" + found.group(), line)
+    line = re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", line)  # a number would begin a list
     return re.sub("[&<>]", lambda found: HTML[found.group()], line)
 
 # %% ../../nbs/report/30_text.ipynb #c12
@@ -57,8 +60,10 @@ def markdown(
 ) -> str:
     "Writes a data frame as a Markdown table."
     def row(values): return "| " + " | ".join(values) + " |"
-    texts = [[str(v).replace("|", "\\|") if name in raw else escape(v) for v in frame[name]]
-             for name in frame]
+    def cell(name, value):
+        if name not in raw: return escape(value)
+        return re.sub(r"(?<!\\)\|", r"\|", " ".join(str(value).split()))
+    texts = [[cell(name, value) for value in frame[name]] for name in frame]
     return "\n".join([row(map(escape, frame.columns)), row(["---"] * frame.shape[1]),
                       *map(row, zip(*texts))])
 

@@ -1,5 +1,6 @@
 "The ledger of claims: complete, backed by runs and proofs that exist, and changed by new runs alone."
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from kdnb.analysis.claims import HOLDS, claims_table, selected
 from kdnb.analysis.evidence import HERE, evidence
 from kdnb.analysis.layers import DEBIASED
-from kdnb.analysis.ledger import ledger, linked, slips
+from kdnb.analysis.ledger import claims_text, ledger, linked, slips
 from kdnb.analysis.logits import difference_numbers
 from kdnb.analysis.verdict import CONTRADICTED, DIRECTION, NOT_RUN, OPEN, PROVED, SEPARATE, VERDICTS
 from kdnb.data.images import load_images
@@ -255,3 +256,13 @@ def test_the_measures_that_claims_ask_for_are_those_that_reports_have():
     metrics = {cell.metric for claim in claims_table("claims").itertuples() for side in (claim.left, claim.right) for part in side.split(" ; ")
                if part.startswith("run:") for cell in selected(part, claim.paper, []) if "place=" in cell.setting}
     assert len(metrics) == 3 and metrics <= known
+
+
+def test_hostile_names_of_tables_and_texts_make_no_markup_in_the_ledger():
+    name = "<script>] | `x` ](y) ![](x)\n# b"
+    text = linked("nbs/losses/21_norm.ipynb", name)
+    assert "<" not in text and "\n" not in text and len(re.findall(r"(?<!\\)\]\(", text)) == 2
+    book = ledger({})
+    book.loc[0, ["claim", "place", "statement", "recomputed", "inside"]], book.loc[0, "tables"] = name, name
+    written = claims_text(book.assign(paper=book.paper.replace("ckd", name)), slips(ledger({})))
+    assert "<script" not in written and "\n# b" not in written

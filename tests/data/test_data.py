@@ -2,6 +2,7 @@
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -18,6 +19,7 @@ import kdnb.data.files as files
 import kdnb.data.images as data
 import made
 from kdnb.data.files import data_sets
+from kdnb.data.pickles import read_array, read_pickle
 from kdnb.data.sets.cifar import read_batch
 from kdnb.registry import InputError
 
@@ -359,7 +361,7 @@ OF_TABLE, PICTURE = "val/val_annotations.txt", "val/images/val_2.JPEG"
     (FASHION_MNIST, TEST_IDX, lambda p: p.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2]) + bytes(2)), "has 10 images and t10k-labels-idx1-ubyte has 2 labels"),
     (FASHION_MNIST, TEST_IDX, lambda p: p.unlink(), "raw has no t10k-labels-idx1-ubyte"),
     (FASHION_MNIST, TEST_IDX, lambda p: p.rename(p.with_name(p.name + ".gz")), "ubyte.gz cannot be read as an IDX file"),
-    (TINY_IMAGENET, PICTURE, half, "val_2.JPEG is not an image that can be decoded"),
+    (TINY_IMAGENET, PICTURE, half, "val_2.JPEG is not a PNG, JPEG or WebP image that can be decoded"),
     (TINY_IMAGENET, PICTURE, lambda p: p.write_bytes(jpeg(32, 64)), "val_2.JPEG has 64 x 32 pixels; it should have 64 x 64"),
     (TINY_IMAGENET, PICTURE, lambda p: p.unlink(), "val_2.JPEG is not in .*lists it"),
     (TINY_IMAGENET, OF_TABLE, half, "val_[345].JPEG is in .*does not list it"),
@@ -442,7 +444,7 @@ def test_folders_of_images_are_a_data_set_whatever_their_files_are_called(root):
     assert before.train_x.numpy().tobytes() == data.canonical(x[:7], np.arange(7) % 2)[0].tobytes() and before.note == ""
     first, second, *_ = sorted((root/"pets/train").rglob("*.png"))
     first.rename(first.with_name("Z.PNG"))
-    Image.open(second).save(second.with_suffix(".bmp")), second.unlink()
+    Image.open(second).save(second.with_suffix(".webp"), lossless=True), second.unlink()
     (root/"pets/train/cat/notes.txt").write_text("not an image")
     assert same(data.local_images(PETS, root), before)
     (root/"pets/train/wolf").mkdir()
@@ -477,3 +479,129 @@ def test_a_folder_may_hold_shards_instead(root):
 def test_a_data_set_goes_by_one_name(monkeypatch):
     monkeypatch.setitem(data_sets._factories, "pet", lambda: PETS)
     with pytest.raises(InputError, match="registered as 'pet' has the name 'pets'"): data.load_images("pet")
+
+
+def picture(image, encoding="png", **options):
+    "A picture's file."
+    image.save(buffer := io.BytesIO(), encoding, **options)
+    return buffer.getvalue()
+
+
+def test_pictures_that_show_the_same_are_the_same_image():
+    "Whether with a palette, with an opaque alpha channel, in three equal channels or turned: what a viewer shows counts."
+    x = rng.integers(0, 4, (8, 8, 1), np.uint8).repeat(3, 2) * 80 + 5
+    upright, exif = Image.fromarray(x), Image.Exif()
+    forms = [picture(upright.convert("L" if mode == "P" else mode).convert(mode), encoding, **({"lossless": True} if encoding == "webp" else {}))
+             for mode, encoding in (("RGB", "png"), ("L", "png"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("RGB", "webp"), ("RGBA", "webp"))]
+    for turn, code in ((Image.Transpose.ROTATE_90, 6), (Image.Transpose.ROTATE_180, 3), (Image.Transpose.FLIP_LEFT_RIGHT, 2)):
+        exif[0x0112] = code
+        forms.append(picture(upright.transpose(turn), exif=exif))
+    for shape in ((3, 8, 8), (1, 8, 8)): assert (files.decode_all(forms, str, shape) == x.transpose(2, 0, 1)[:shape[0]]).all()
+
+
+def clear(): return Image.fromarray(np.full((8, 8, 4), 254, np.uint8))
+
+
+@pytest.mark.parametrize("content,says", [
+    (picture(clear()), "transparent in places"), (picture(clear(), "webp"), "transparent in places"), (picture(Image.new("P", (8, 8)), transparency=0), "transparent"),
+    (picture(Image.new("RGB", (8, 8)), transparency=(0, 0, 0)), "transparent"), (picture(Image.new("RGB", (8, 8), "red")), "colours; it should be grey"),
+    (picture(Image.fromarray(np.full((8, 8), 300, np.uint16))), "pixels of kind I;16"), (picture(Image.new("L", (8, 80))), "8 x 80 pixels; it should have 8 x 8"),
+    (picture(Image.new("L", (8, 8)), save_all=True, append_images=[Image.new("L", (8, 8), 9)]), "2 pictures in one file"),
+    (picture(Image.new("L", (8, 8)), "gif"), "not a PNG, JPEG or WebP image"), (bytes(2**21), "has 2097152 bytes; there should be no more"),
+])
+def test_a_picture_whose_pixels_would_change_is_refused(content, says):
+    with pytest.raises(InputError, match=says): files.decode_all([content], lambda i: "image 0", (1, 8, 8))
+
+
+def test_a_large_picture_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image.Image, "convert", lambda *given: pytest.fail("it was decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda *given: pytest.fail("it was decoded"))
+    with pytest.raises(InputError, match="has 500 x 400 pixels; it should have 8 x 8"): files.decode(LARGE, "image 0", (3, 8, 8))
+
+
+LARGE = picture(Image.new("RGB", (500, 400)))
+
+
+@pytest.mark.parametrize("array", [np.arange(12, dtype=np.uint8).reshape(3, 4), np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4)),
+                                   np.arange(12, dtype=">i4").reshape(3, 2, 2), np.array([-1, 5])], ids=["rows", "columns", "highest byte first", "signed"])
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_an_array_is_read_from_every_protocol(array, protocol):
+    found = read_array(read_pickle(pickle.dumps(array, protocol)))
+    assert (found == array).all() and found.dtype == array.dtype and found.flags.writeable
+
+
+def test_a_batch_whose_pixels_lie_in_columns_is_the_same(tmp_path):
+    x, y = PAIRS[CIFAR10][0]
+    for i, rows in enumerate((x.reshape(60, -1), np.asfortranarray(x.reshape(60, -1)))):
+        (tmp_path/str(i)).write_bytes(pickle.dumps({b"data": rows, b"labels": y}, 2))
+        assert (read_batch(tmp_path/str(i), CIFAR10)[0] == x).all()
+
+
+def folder_for_file(path):
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def too_long(path): os.truncate(path, 2**33)
+
+
+@pytest.mark.parametrize("source,name", [(CIFAR10, "data_batch_3"), (CIFAR100, "train"), (STL10, "train_X.bin"), (FASHION_MNIST, TRAIN_IDX), (TINY_IMAGENET, OF_TABLE),
+                                         (TINY_IMAGENET, PICTURE)], ids=lambda given: getattr(given, "name", given))
+@pytest.mark.parametrize("spoil,says", [(folder_for_file, "is not a file"), (pipe, "is not a file"), (too_long, "has 8589934592 bytes; there should be no more")])
+def test_what_is_no_file_or_far_too_long_is_refused(root, source, name, spoil, says):
+    write_own(root, source)
+    spoil(root/source.folder/name)
+    part = "train" if name in source.train or "data_batch" in name else "test"
+    paths = [root/source.folder/own for own in getattr(source, part)]
+    with pytest.raises(InputError, match=f"{name}.* {says}") as caught: source.read(paths, source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil", [pipe, link_to_itself])
+def test_no_digest_is_made_of_what_is_no_file(tmp_path, spoil):
+    (tmp_path/"a").write_bytes(b"a")
+    spoil(tmp_path/"a")
+    with pytest.raises(InputError, match="a (is not a file|cannot be read)"): data.digest(tmp_path/"a")
+
+
+def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
+    def closed(*given, **more): raise PermissionError(13, "Permission denied")
+    write_own(root, STL10)
+    monkeypatch.setattr("pathlib.Path.read_bytes", closed)
+    with pytest.raises(InputError, match="train_X.bin cannot be read .Permission denied."): data.load_images("stl10")
+
+
+def test_a_folder_called_like_a_shard_is_named(root):
+    write_shards(root, CIFAR10)
+    folder_for_file(shard(root, CIFAR10))
+    refused(root, CIFAR10, "is not a file; a parquet file should lie there", "train-00000")
+
+
+def test_pictures_of_other_kinds_are_not_passed_over(root):
+    pets(root)
+    Image.new("RGB", (8, 8)).save(root/"pets/train/cat/more.BMP", "bmp")
+    with pytest.raises(InputError, match="more.BMP is of a kind that is not read"): data.local_images(PETS, root)
+
+
+def test_an_image_with_two_classes_is_refused(root):
+    write_own(root, TINY_IMAGENET)
+    table = root/TINY_IMAGENET.folder/OF_TABLE
+    table.write_text(table.read_text() + f"val_2.JPEG\t{TINY_IMAGENET.classes[7]}\n")
+    refused(root, TINY_IMAGENET, "lists val_2.JPEG more than once", "val_annotations.txt")
+
+
+def test_what_other_rules_decoded_is_decoded_again(root, monkeypatch):
+    pets(root)
+    before = data.reading(PETS)
+    monkeypatch.setattr(data, "FORMATS", (*files.FORMATS, "BMP"))
+    assert data.reading(PETS) != before

@@ -1,9 +1,11 @@
 "Every table's notebook: short, its parameters declared once, its pairs and rows where the reader looks."
 import ast
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 
+from kdnb.experiments.experiment import Experiment
 from kdnb.registry import models
 from notebooks import TABLES, cells, experiment_of, parameters_of
 
@@ -34,3 +36,10 @@ def test_a_table_is_short_and_defines_nothing(name):
     assert len(own) <= 20 and sum("parameters" in c.metadata.get("tags", []) for c in own) == 1
     for cell in own:
         if cell.cell_type == "code": assert not [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+
+
+def test_a_hostile_note_is_text_above_a_table():
+    hostile = SimpleNamespace(sets=[SimpleNamespace(note="<script>x</script> **a** | b\n# c")], refusals=lambda images: ["![](x) is refused"])
+    shown = Experiment.banner.fget(hostile)
+    assert shown.markdown == "> **&lt;script&gt;x&lt;/script&gt; \\*\\*a\\*\\* \\| b \\# c**\n>\n> ![\\](x) is refused"
+    assert shown.plain == "<script>x</script> **a** | b\n# c\n\n![](x) is refused"

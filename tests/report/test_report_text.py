@@ -2,6 +2,7 @@
 import re
 from html.parser import HTMLParser
 
+import matplotlib.pyplot as plt
 import mistune
 import numpy as np
 import pandas as pd
@@ -10,12 +11,14 @@ from test_report_cells import PAIR, SCORES, grid, layout
 
 from kdnb.registry import InputError
 from kdnb.report.cells import PRINTED, flat, laid_out, of_section, sections_of, summary
-from kdnb.report.example import config_of, diverged, keyed, many_losses, plan_of, result_of, scores_of, three_runs, two_pairs
+from kdnb.report.example import DIGITS, config_of, diverged, keyed, many_losses, plan_of, result_of, scores_of, three_runs, two_pairs
+from kdnb.report.measures import COLUMNS, About, write_measures
+from kdnb.report.write import write_report
 from kdnb.report.text import (code_text, difference_text, escape, labels, log_text, markdown, missing_text, notes_text, overviews, plain, readable,
                               reading, score_text, settings_text, show)
 
 NASTY = ["a|b", "*star* **bold**", "_under_ __score__ snake_case", "`code`", "<b>tag</b> <script>alert(1)</script>", "a & b &amp; c", "[link](http://x)",
-         "![image](x.png)", "[ref]: http://x", "$x$ and $$y$$", "# heading", "- item", "+ item", "1. item", "2) item", "~~gone~~", "back\\slash", "--- ", "a\nb\n\nc",
+         "![image](x.png)", "[ref]: http://x", "$x$ and $$y$$", "# heading", "- item", "+ item", "1. item", "2) item", "12. item", "345) item", "~~gone~~", "back\\slash", "--- ", "a\nb\n\nc",
          "](x) ]", "<!-- comment -->", "[0.1, 0.2] *"]
 
 
@@ -69,6 +72,38 @@ def test_names_and_notes_of_a_report_are_escaped():
     found = rendered(show(plans, keyed(cells), own))
     assert "see <b>this</b> | *that*" in found.text and "K|D *x*" in found.text and "(<i>q</i>)" in found.text and not {"b", "i", "em"} & set(found.tags)
     assert len(found.cells) % 5 == 0
+
+
+HOSTILE = "<script>alert(1)</script> | `x` ![](x) [l](http://x) $\\frac$ *b*\n# c\x1b[2J"
+SHOWN = HOSTILE.replace("\n", " ").replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+HARMLESS = {"h1", "h2", "p", "strong", "em", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "img", "code"}
+
+
+def test_what_a_terminal_obeys_is_not_written():
+    assert escape("a\x1b[2Jb\x00\u202ec") == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}c"
+
+
+def test_hostile_names_of_data_losses_networks_and_notes_are_text_in_a_report(tmp_path):
+    cells = grid(SCORES)
+    plans = [plan_of(cells, note=HOSTILE, preset=HOSTILE, settings=[[HOSTILE] * 3], changes={HOSTILE: HOSTILE}, data=DIGITS | {"name": HOSTILE})]
+    own = layout(names={**layout().names, "kd": HOSTILE}, title=HOSTILE)
+    write_report(tmp_path, plans, keyed(cells), own, {"loss kd": HOSTILE})
+    text = (tmp_path/"table.md").read_text(encoding="utf-8")
+    found = rendered(text)
+    assert set(found.tags) <= HARMLESS and SHOWN in found.text and "\x1b" not in text
+    assert found.tags.count("img") == text.count("](fig_") == len(list(tmp_path.glob("fig_*.png"))) > 0
+    assert len(found.tags) > 50 and "script" not in found.tags
+
+
+def test_hostile_texts_beside_measures_and_figures_are_text(tmp_path):
+    figure, ax = plt.subplots()
+    ax.set_title("<script>] | `x` ](y)")
+    about = About(HOSTILE, notes=(HOSTILE,), settings=((HOSTILE,) * 3,))
+    rows = [dict.fromkeys(COLUMNS, "a") | {"place": HOSTILE, "method": HOSTILE, "measure": HOSTILE, "value": 1.0, "seed": 0}]
+    write_measures(tmp_path, about, rows, {"a": figure, "b": (figure, HOSTILE)})
+    text = (tmp_path/"table.md").read_text(encoding="utf-8")
+    found = rendered(text)
+    assert set(found.tags) <= HARMLESS and "script" not in found.tags and SHOWN in found.text and found.tags.count("img") == 2
 
 
 def test_a_score_has_its_spread_and_its_number():

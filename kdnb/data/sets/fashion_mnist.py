@@ -7,35 +7,48 @@ __all__ = ['read_idx', 'read_idx_pair', 'fashion_mnist']
 
 # %% ../../../nbs/data/sets/30_fashion_mnist.ipynb #c2
 import gzip
+import io
+import math
 from pathlib import Path
 
 import numpy as np
 
-from ..files import Source, check_labels, damaged, data_sets, same_number
+from ..files import Source, check_labels, contents, damaged, data_sets, most, same_number
 from ...registry import InputError
 
 # %% ../../../nbs/data/sets/30_fashion_mnist.ipynb #c4
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
+def read_idx(
+    path: Path,
+    dimensions: int,
+    size: int,       # the most values that it may have
+) -> np.ndarray:
     "Reads the bytes of an IDX file, compressed or not, in the shape that it states."
+    start = 4 + 4 * dimensions
+    data = contents(path, start + size + 2**20)
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file: data = file.read()
+        if path.suffix == ".gz":
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(start + size + 1)
         if data[:4] != bytes([0, 0, 8, dimensions]):
             raise ValueError(f"it does not start as {dimensions}-dimensional bytes do")
-        shape = np.frombuffer(data, ">u4", dimensions, 4).astype(int)
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
+        shape = np.frombuffer(data, ">u4", dimensions, 4).tolist()
+        if math.prod(shape) > size: raise ValueError(f"it states more than {size} values")
+        if len(data) != start + math.prod(shape):
+            raise ValueError(f"it does not have the {math.prod(shape)} values that it states")
+        return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
     except Exception as e: raise damaged(path, "an IDX file", e) from None
 
-# %% ../../../nbs/data/sets/30_fashion_mnist.ipynb #c7
+# %% ../../../nbs/data/sets/30_fashion_mnist.ipynb #c8
 def read_idx_pair(paths: list[Path], source: Source) -> tuple[np.ndarray, np.ndarray]:
     "Reads images `[n, 1, h, w]` and labels `[n]` from an IDX file of each."
-    (x, y), (_, height, width) = (read_idx(path, d) for path, d in zip(paths, (3, 1))), source.shape
+    (_, height, width), items = source.shape, most(source)
+    x, y = (read_idx(path, d, items * size) for path, d, size in zip(paths, (3, 1), (height * width, 1)))
     if x.shape[1:] != (height, width):
         raise InputError(f"{paths[0]} has images of {x.shape[2]} x {x.shape[1]} pixels; "
                          f"{source.title} has {width} x {height}.")
     same_number(x, y, *paths)
     return x[:, None], check_labels(y, len(source.classes), paths[1])
 
-# %% ../../../nbs/data/sets/30_fashion_mnist.ipynb #c9
+# %% ../../../nbs/data/sets/30_fashion_mnist.ipynb #c10
 @data_sets.register("fashion_mnist")
 def fashion_mnist() -> Source:
     "Fashion-MNIST: ten classes of clothes and shoes."

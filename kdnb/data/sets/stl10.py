@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import Source, check_labels, damaged, data_sets, same_number
+from ..files import Source, check_labels, contents, damaged, data_sets, most, same_number
 
 # %% ../../../nbs/data/sets/20_stl10.ipynb #c4
 def read_stl10(paths: list[Path], source: Source) -> tuple[np.ndarray, np.ndarray]:
     "Reads images `[n, ch, h, w]` and labels `[n]` from a file of each."
     (channels, height, width), images, labels = source.shape, *paths
-    x, y = (np.fromfile(path, np.uint8) for path in paths)
+    x, y = (np.frombuffer(contents(path, most(source) * size), np.uint8)
+            for path, size in ((images, channels * height * width), (labels, 1)))
     if x.size % (channels * height * width):
         raise damaged(images, f"{source.title} images",
                       f"{x.size} bytes are no whole number of {width} x {height} pixels")

@@ -6,23 +6,28 @@
 __all__ = ['WNIDS', 'listed', 'read_tiny_imagenet', 'tiny_imagenet']
 
 # %% ../../../nbs/data/sets/40_tiny_imagenet.ipynb #c2
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from ..files import Source, by_class, damaged, data_sets, read_classes
+from ..files import Source, by_class, contents, damaged, data_sets, read_classes
+from ..pickles import quoted
 from ...registry import InputError
 
 # %% ../../../nbs/data/sets/40_tiny_imagenet.ipynb #c4
 def listed(table: Path, folder: Path) -> dict[Path, str]:
     "Finds the images of a table of files and classes, and the class of each."
-    try: lines = [line.split("\t") for line in table.read_text("utf-8").splitlines()]
+    try: lines = [line.split("\t") for line in contents(table, 2**24).decode().splitlines()]
     except UnicodeDecodeError as e: raise damaged(table, "a table of images", e) from None
+    named = Counter(line[0] for line in lines)
+    twice = next((name for name, n in named.items() if n > 1), None)
+    if twice: raise InputError(f"{table} lists {quoted(twice)} more than once; it should do so once.")
     files = {folder/line[0]: line[1] for line in lines if len(line) > 1}
     there = set(folder.glob("*.JPEG"))
     for path in sorted(there ^ files.keys()):
         says = "lists" if path in files else "does not list"
-        raise InputError(f"{path.name} is {'not ' * (path in files)}in {folder}, "
+        raise InputError(f"{quoted(path.name)} is {'not ' * (path in files)}in {folder}, "
                          f"but {table} {says} it: copy the whole folder there.")
     return files
 
