@@ -168,9 +168,20 @@ class Lock:
     @property
     def lost(self) -> bool:
         "Whether another process has taken over what this one held."
+        if self.lease.compromise is not None: return True
+        if not self.lease.token: return False
+        if not self.is_taken(): return False
+        time.sleep(0.05)  # whoever looks whether a claim is over may swap the file for a moment
+        return self.is_taken()
+
+    def is_taken(self) -> bool:
+        "Tells whether the file is gone or names another holder."
         owner = self.lease.owner
-        return (self.lease.compromise is not None
-                or bool(self.lease.token and owner and owner.token != self.lease.token))
+        if owner is not None: return owner.token != self.lease.token
+        try: os.lstat(self.path)
+        except FileNotFoundError: return True
+        except OSError: pass
+        return False
 
     def release(self):
         "Gives the name free; what another process holds by now stays."
