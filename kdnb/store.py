@@ -19,7 +19,6 @@ import os
 import re
 import secrets
 import socket
-import tempfile
 import time
 import zlib
 from contextlib import contextmanager, suppress

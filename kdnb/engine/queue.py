@@ -8,7 +8,6 @@ __all__ = ['depth', 'closure', 'pending', 'ready', 'lock_of', 'claim', 'Queue']
 # %% ../../nbs/engine/60_queue.ipynb #c2
 import math
 import time
-from pathlib import Path
 
 from .run import Run
 from ..store import MINUTE, Lock, Store
