@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LEASE', 'NO_LOCKS', 'PASSING', 'MINUTE', 'DAY', 'UNREADABLE', 'SCHEMA', 'REMEDY', 'keys', 'ROOT', 'digest_of', 'here',
            'runs_here', 'NotWritten', 'write_partial', 'write_whole', 'removed', 'Lock', 'locked', 'is_left', 'sweep',
-           'finite', 'read_json', 'tensor_digest', 'write_tensors', 'read_tensors', 'unlike', 'packed', 'predictions',
-           'sealed', 'read_record', 'key_fits', 'are_numbers', 'fault', 'read_result', 'plan_name', 'read_plan',
-           'shown', 'Store']
+           'finite', 'read_json', 'tensor_digest', 'write_tensors', 'out_of_reach', 'read_tensors', 'unlike', 'packed',
+           'predictions', 'sealed', 'read_record', 'key_fits', 'are_numbers', 'fault', 'read_result', 'plan_name',
+           'read_plan', 'shown', 'Store']
 
 # %% ../nbs/30_store.ipynb #c2
 import base64
@@ -218,8 +218,8 @@ def sweep(folder: Path):
     lock = Lock(folder/".sweep.lock")
     if not lock.take(): return
     try:
-        with suppress(OSError): now = lock.path.stat().st_mtime
-        for path in list(folder.rglob(".partial-*")):
+        now = lock.path.stat().st_mtime if lock.path.exists() else 0.0
+        for path in [*folder.rglob(".partial-*"), *folder.glob("*/*.lock.break.*")]:
             with suppress(OSError):
                 if is_left(path, now): path.unlink()
         for other in map(Lock, folder.glob("*/*.lock")):
@@ -258,8 +258,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
     return mark
 
 # %% ../nbs/30_store.ipynb #c40
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, RuntimeError, MemoryError,
-              safetensors.SafetensorError)
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError)
+
+
+def out_of_reach(path: Path, error: Exception) -> InputError | None:
+    "Gives the error for a file that may well be sound, but cannot be read just now; else None."
+    number = getattr(error, "errno", None)
+    if number not in (PASSING - {errno.ENOENT}) | {errno.EACCES, errno.EPERM}: return None
+    return InputError(f"{path} cannot be read: {os.strerror(number)}. "
+                      "Nothing is lost; try again when it is within reach.")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict, str]:
@@ -271,7 +278,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict, str]:
         text, mark, seal = header["about"], header["digest"], header["seal"]
         about, found = read_json(text), tensor_digest(tensors)
     except UNREADABLE as e:
-        raise InputError(
+        raise out_of_reach(path, e) or InputError(
             f"{path} cannot be read ({type(e).__name__}): it is truncated, damaged or of "
             "another kind. Delete it to have it made again.") from None
     if mark != found or seal != digest_of([text, mark]) or not isinstance(about, dict):
@@ -330,7 +337,7 @@ def read_record(path: Path, what: str, fields: set[str]) -> dict:
     "Reads a record that has these fields; `InputError` where damaged, altered or of another format."
     try: record = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise InputError(f"{path} is not a {what}: it cannot be read as JSON "
+        raise out_of_reach(path, e) or InputError(f"{path} is not a {what}: it cannot be read as JSON "
                          f"({type(e).__name__}). {REMEDY}") from None
     if not isinstance(record, dict) or not {"schema", "digest", *fields} <= record.keys():
         raise InputError(f"{path} is JSON but not a {what} of kdnb. {REMEDY}")

@@ -1,6 +1,8 @@
 "What lies in a store is what was written there, or it is refused in one sentence that names the file."
+import errno
 import json
 import math
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -12,6 +14,7 @@ import torch
 
 import kdnb.engine.execute as module
 import kdnb.engine.train as train
+import kdnb.store as files
 from kdnb.data.images import load_images
 from kdnb.engine.execute import How, Session, Stop, Stopped, about_weights, cache_of, execute, load_net, start
 from kdnb.engine.progress import Progress
@@ -189,6 +192,17 @@ def test_a_plan_under_another_name_is_refused(store):
     with pytest.raises(InputError, match=f"{path.name} is not the plan of its name"): store.plans("toy")
     path.write_bytes(sealed(plan | {"entries": [1]}))
     with pytest.raises(InputError, match=path.name): read_plan(path)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_file_out_of_reach_is_not_called_damaged(store, monkeypatch, number):
+    "Whoever is told to delete it would lose what is sound."
+    def refused(path, *rest, **more): raise OSError(number, os.strerror(number), str(path))
+    monkeypatch.setattr(files.safetensors, "safe_open", refused)
+    monkeypatch.setattr(files.Path, "read_text", refused)
+    for read, kind in ((read_tensors, "weights"), (read_result, "runs")):
+        with pytest.raises(InputError, match=f"{os.strerror(number)}. Nothing is lost") as caught: read(file_of(store.folder, kind))
+        assert "Delete" not in str(caught.value)
 
 
 # checkpoints
