@@ -108,9 +108,10 @@ class Queue:
         if time.monotonic() - self.told < MINUTE: return ""
         self.told = time.monotonic()
         who = {run: self.known[run.key].holder for run in self.left if run.key in self.known}
-        by = {holder: [run.label for run in who if who[run] == holder] for holder in who.values()}
-        return "; ".join(f"waiting for {labels[0]}" + f" and {len(labels) - 1} more" * (len(labels) > 1)
-                         + f", held by {holder}" for holder, labels in by.items())
+        by = {}
+        for run in who: by.setdefault(who[run].partition(" since ")[0], []).append(run)
+        return "; ".join(f"waiting for {runs[0].label}" + f" and {len(runs) - 1} more" * (len(runs) > 1)
+                         + f", held by {who[runs[0]]}" for runs in by.values())
 
     def settle(self) -> list[Run]:
         "Drops what is finished, and what cannot be trained; gives what is finished."
