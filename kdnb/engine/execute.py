@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['COST', 'SLOWEST', 'CACHE', 'CHECKPOINT', 'flops', 'costs', 'image_cost', 'work', 'expected', 'about_weights',
-           'check_accuracy', 'load_net', 'cache_path', 'cache_of', 'enumerate_views', 'epochs_asked', 'teachers_of',
-           'keep_caches', 'Speed', 'How', 'determined', 'Stopped', 'Stop', 'Session', 'training', 'record_of', 'keep',
-           'save_checkpoint', 'start', 'checkpoint', 'together', 'groups', 'members', 'line', 'report_epoch',
-           'epoch_of', 'train_group', 'out_of_memory', 'train', 'too_large', 'check_pairs', 'work_off', 'summary_line',
-           'execute']
+           'check_accuracy', 'check_weights', 'load_net', 'cache_path', 'cache_of', 'enumerate_views', 'epochs_asked',
+           'teachers_of', 'keep_caches', 'Speed', 'How', 'determined', 'Stopped', 'Stop', 'Session', 'training',
+           'record_of', 'keep', 'save_checkpoint', 'start', 'checkpoint', 'stopped', 'together', 'groups', 'members',
+           'line', 'report_epoch', 'epoch_of', 'train_group', 'out_of_memory', 'train', 'too_large', 'check_pairs',
+           'wait', 'work_off', 'note_plan', 'summary_line', 'execute']
 
 # %% ../../nbs/engine/70_execute.ipynb #c2
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,8 @@ from .train import Teachers, frozen, inputs, train_epoch, views_for
 from ..models.pretrained import network
 from ..parameters import device_name
 from ..registry import InputError
-from ..store import Store, packed, read_result, shown, read_tensors, write_tensors
+from ..store import (
+    NotWritten, Store, packed, read_result, read_tensors, removed, shown, unlike, write_tensors)
 
 # %% ../../nbs/engine/70_execute.ipynb #c4
 COST = {"classify": 3, "initial": 3, "contrast": 6, "linear": 1}
@@ -100,18 +102,30 @@ def check_accuracy(net: nn.Module, run: Run, store: Store, images: Images, slack
                          "Delete both to train it again.")
 
 # %% ../../nbs/engine/70_execute.ipynb #c20
+def check_weights(tensors: dict, net: nn.Module, run: Run, store: Store):
+    "Raises `InputError` where tensors are not a network's, or not finite and yet no divergence."
+    said, path = unlike(tensors, net.state_dict()), store.path("weights", run.key)
+    finite = all(t.isfinite().all() for t in tensors.values())
+    result = store.path("runs", run.key)
+    diverged = result.exists() and read_result(result).get("outcome", "finished") != "finished"
+    if not said and (finite or diverged): return
+    raise InputError(f"{path} holds no {run.net}: {said or 'there is a weight that is no number'}. "
+                     "Delete it to have it trained again.")
+
+# %% ../../nbs/engine/70_execute.ipynb #c21
 def load_net(run: Run, store: Store, images: Images, fold: bool = True) -> nn.Module:
     """Loads a run's trained network in evaluation mode, on the data's device; frozen, with its
     batch normalisation folded, unless `fold` is False. `InputError` if the file is another's."""
     tensors, _ = store.weights(run.key, about_weights(run))
     net = network(run.net, images)
+    check_weights(tensors, net, run, store)
     net.load_state_dict(tensors)
     net = net.to(images.train_x.device, memory_format=torch.channels_last).eval()
     if fold: net = frozen(net)
     check_accuracy(net, run, store, images)
     return net
 
-# %% ../../nbs/engine/70_execute.ipynb #c24
+# %% ../../nbs/engine/70_execute.ipynb #c26
 CACHE = 4e9  # bytes of memory for each teacher's answers
 
 
@@ -119,7 +133,7 @@ def cache_path(key: str, taps, store: Store) -> Path:
     "Gives where a teacher's answers are kept."
     return store.folder/"caches"/f"{key}-{'-'.join(taps)}.safetensors"
 
-# %% ../../nbs/engine/70_execute.ipynb #c25
+# %% ../../nbs/engine/70_execute.ipynb #c27
 def cache_of(run: Run, taps: tuple[str, ...], store: Store, images: Images) -> TeacherCache:
     "Makes the cache of a run's teacher, filled with what earlier runs left."
     _, mark = store.weights(run.teacher.key, about_weights(run.teacher))
@@ -131,7 +145,7 @@ def cache_of(run: Run, taps: tuple[str, ...], store: Store, images: Images) -> T
     load_cache(cache, cache_path(run.teacher.key, taps, store))
     return cache
 
-# %% ../../nbs/engine/70_execute.ipynb #c28
+# %% ../../nbs/engine/70_execute.ipynb #c30
 def enumerate_views(teachers: Teachers, key: str, run: Run, images: Images):
     "Asks a teacher for all views of all training images, in batches of the run's size."
     cache, views, n = teachers.caches[key], Views(images.train_x, images), len(images.train_x)
@@ -145,13 +159,13 @@ def enumerate_views(teachers: Teachers, key: str, run: Run, images: Images):
             teachers.outputs([key], set(), x, view, index, run.precision)
             if not cache.fits(views.count * n): return
 
-# %% ../../nbs/engine/70_execute.ipynb #c30
+# %% ../../nbs/engine/70_execute.ipynb #c32
 def epochs_asked(pupils: list[Run]) -> int:
     "Counts the epochs of different views that students ask for: losses of one seed ask the same."
     return sum(phase.epochs for seed, phases in {(run.seed, run.phases) for run in pupils}
                for phase in phases if phase.kind in ("classify", "initial"))
 
-# %% ../../nbs/engine/70_execute.ipynb #c32
+# %% ../../nbs/engine/70_execute.ipynb #c34
 def teachers_of(runs, store: Store, images: Images) -> Teachers:
     "Loads the teachers of some runs, once each, with what is kept of their answers."
     runs = [run for run in runs if run.teacher]
@@ -167,7 +181,7 @@ def teachers_of(runs, store: Store, images: Images) -> Teachers:
                 enumerate_views(teachers, key, pupils[0], images)
     return teachers
 
-# %% ../../nbs/engine/70_execute.ipynb #c34
+# %% ../../nbs/engine/70_execute.ipynb #c36
 def keep_caches(teachers: Teachers, store: Store):
     "Writes what was added to the teachers' caches; one that cannot be written only costs time."
     for key, cache in teachers.caches.items():
@@ -175,7 +189,7 @@ def keep_caches(teachers: Teachers, store: Store):
         try: save_cache(cache, cache_path(key, cache.taps, store))
         except InputError as e: print(f"teacher cache not kept: {e}")
 
-# %% ../../nbs/engine/70_execute.ipynb #c37
+# %% ../../nbs/engine/70_execute.ipynb #c39
 @dataclass(frozen=True)
 class Speed:
     "How the device is used."
@@ -195,7 +209,7 @@ class Speed:
         if device.type != "cuda" or self.streams < 2: return []
         return [torch.cuda.Stream(device) for _ in range(self.streams)]
 
-# %% ../../nbs/engine/70_execute.ipynb #c38
+# %% ../../nbs/engine/70_execute.ipynb #c40
 @dataclass(frozen=True)
 class How:
     "How a plan is executed."
@@ -206,7 +220,7 @@ class How:
     speed: Speed = Speed()
     board: Board = Board()       # curves for TensorBoard
 
-# %% ../../nbs/engine/70_execute.ipynb #c40
+# %% ../../nbs/engine/70_execute.ipynb #c42
 @contextmanager
 def determined(wanted: bool):
     "Has torch use deterministic algorithms only, where wanted, and as before afterwards."
@@ -215,12 +229,12 @@ def determined(wanted: bool):
     try: yield
     finally: torch.use_deterministic_algorithms(before)
 
-# %% ../../nbs/engine/70_execute.ipynb #c43
+# %% ../../nbs/engine/70_execute.ipynb #c45
 class Stopped(KeyboardInterrupt):
     "Training was asked to stop, and did, after a checkpoint."
     def _render_traceback_(self) -> list[str]: return [str(self)]
 
-# %% ../../nbs/engine/70_execute.ipynb #c44
+# %% ../../nbs/engine/70_execute.ipynb #c46
 class Stop:
     "Whether this process was asked to stop, and by which signal."
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -240,7 +254,7 @@ class Stop:
         for number, handler in self.before.items(): signal.signal(number, handler)
         if self.asked == signal.SIGTERM and error[0] is Stopped: signal.raise_signal(self.asked)
 
-# %% ../../nbs/engine/70_execute.ipynb #c47
+# %% ../../nbs/engine/70_execute.ipynb #c49
 @dataclass
 class Session:
     "What stays the same while a plan is executed."
@@ -252,6 +266,7 @@ class Session:
     progress: Progress
     stop: Stop
     saved: float = field(default_factory=time.monotonic)  # when checkpoints were last written
+    holds: Callable = lambda run: True  # whether this process still holds a run
 
     def facts(self, run: Run) -> dict:
         "Gives what the plan makes of a run, by its first entry."
@@ -260,13 +275,13 @@ class Session:
             "role": "teacher", "row": "teacher", "teacher": run.net, "student": "",
             "protocol": ""}])[0]
 
-# %% ../../nbs/engine/70_execute.ipynb #c50
+# %% ../../nbs/engine/70_execute.ipynb #c52
 def training(phase: Phase) -> str:
     "Gives a phase in words."
     return (f"{phase.epochs} epochs, batch {phase.batch}, learning rate {phase.lr:g}, "
             f"{phase.shape}")
 
-# %% ../../nbs/engine/70_execute.ipynb #c52
+# %% ../../nbs/engine/70_execute.ipynb #c54
 def record_of(learner: Learner, facts: dict, weights: str) -> dict:
     "Gives the record of a finished run; `weights` is the digest of what it learned."
     run, classes = learner.run, learner.net.classifier.out_features
@@ -280,7 +295,7 @@ def record_of(learner: Learner, facts: dict, weights: str) -> dict:
             "seconds": round(learner.seconds, 2), "weights": weights, "code": code_of(run),
             **circumstances(learner.device)}
 
-# %% ../../nbs/engine/70_execute.ipynb #c53
+# %% ../../nbs/engine/70_execute.ipynb #c55
 def keep(learner: Learner, session: Session):
     "Writes what a finished run leaves: its weights, for those who learn from it, and its result."
     run, store = learner.run, session.store
@@ -288,7 +303,7 @@ def keep(learner: Learner, session: Session):
     mark = write_tensors(path, learner.net.state_dict(), about_weights(run))
     store.finish(record_of(learner, session.facts(run), mark))
 
-# %% ../../nbs/engine/70_execute.ipynb #c56
+# %% ../../nbs/engine/70_execute.ipynb #c58
 CHECKPOINT = 30.0  # seconds
 
 
@@ -298,55 +313,61 @@ def save_checkpoint(learner: Learner, store: Store):
     about = {"run": learner.run.key, "state": about}
     write_tensors(store.path("unfinished", learner.run.key), tensors, about)
 
-# %% ../../nbs/engine/70_execute.ipynb #c58
+# %% ../../nbs/engine/70_execute.ipynb #c60
 def start(run: Run, session: Session, teachers: Teachers, fresh: bool) -> Learner:
     "Gives a learner at the beginning of its run, or where its checkpoint left it."
     teacher = teachers.nets.get(run.teacher.key) if run.teacher else None
     learner = Learner(run, session.images, teacher)
     path = session.store.path("unfinished", run.key)
-    if fresh: path.unlink(missing_ok=True)
+    if fresh: removed(path)
     if not path.exists(): return learner
     tensors, about, _ = read_tensors(path)
-    if about.get("run") != run.key:
-        raise InputError(f"{path} is the checkpoint of another run. "
-                         "Delete it to start this one again.")
-    restore(learner, tensors, about["state"])
+    cure = "Delete it to start this run again."
+    if about.get("run") != run.key or not isinstance(about.get("state"), dict):
+        raise InputError(f"{path} is the checkpoint of another run. {cure}")
+    try: restore(learner, tensors, about["state"])
+    except InputError as error: raise InputError(f"{path} is {error} {cure}") from None
     return learner
 
-# %% ../../nbs/engine/70_execute.ipynb #c60
+# %% ../../nbs/engine/70_execute.ipynb #c62
 def checkpoint(group: list[Learner], session: Session):
     "Writes checkpoints where it is time, and stops where that was asked for."
     stop = session.stop.asked
     if not stop and time.monotonic() - session.saved < CHECKPOINT: return
     for learner in group:
-        if not learner.done: save_checkpoint(learner, session.store)
+        if not learner.done and session.holds(learner.run):
+            save_checkpoint(learner, session.store)
     session.saved = time.monotonic()
-    if not stop: return
+    if stop: raise stopped()
+
+
+def stopped() -> Stopped:
+    "Tells that training stops; gives the error to be raised."
     said = "Stopped after a checkpoint; nothing is lost. The same command goes on from here."
     tell(said)
-    raise Stopped(said)
+    return Stopped(said)
 
-# %% ../../nbs/engine/70_execute.ipynb #c63
+# %% ../../nbs/engine/70_execute.ipynb #c65
 def together(learner: Learner) -> tuple:
     "Gives what learners must have in common to share a batch."
     return (learner.run.seed, learner.run.phases, learner.run.precision, depth(learner.run),
             learner.phase, learner.epoch, learner.step)
 
-# %% ../../nbs/engine/70_execute.ipynb #c64
+# %% ../../nbs/engine/70_execute.ipynb #c66
 def groups(learners: list[Learner]) -> list[list[Learner]]:
     "Sorts learners into groups that can go on in lockstep."
     found = {}
     for learner in learners: found.setdefault(together(learner), []).append(learner)
     return list(found.values())
 
-# %% ../../nbs/engine/70_execute.ipynb #c66
+# %% ../../nbs/engine/70_execute.ipynb #c68
 def members(group: list[Learner]) -> str:
     "Names the networks of a group, such as \"resnet20, 6 x resnet8\"."
     nets = [learner.run.net for learner in group]
     return ", ".join(f"{nets.count(net)} x {net}" if nets.count(net) > 1 else net
                      for net in dict.fromkeys(nets))
 
-# %% ../../nbs/engine/70_execute.ipynb #c68
+# %% ../../nbs/engine/70_execute.ipynb #c70
 def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     "Gives one line about a group's epoch."
     run, record = group[0].run, records[0]
@@ -359,7 +380,7 @@ def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     return (f"{names}: {record['phase']} {record['epoch']}/{epochs}{val}, {duration(seconds)}"
             + (f"; diverged: {', '.join(lost)}" if lost else ""))
 
-# %% ../../nbs/engine/70_execute.ipynb #c70
+# %% ../../nbs/engine/70_execute.ipynb #c72
 def report_epoch(group: list[Learner], records: list[dict], session: Session, began: float):
     "Tells of an epoch: in the log, in the curves and on the board."
     for l, record in zip(group, records):
@@ -368,7 +389,7 @@ def report_epoch(group: list[Learner], records: list[dict], session: Session, be
               if r.get("val")}
     session.progress.epoch(line(group, records, time.monotonic() - began), points)
 
-# %% ../../nbs/engine/70_execute.ipynb #c71
+# %% ../../nbs/engine/70_execute.ipynb #c73
 def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, streams):
     "Takes a group through its epoch; keeps what is finished."
     kind, began = group[0].current.kind, time.monotonic()
@@ -380,10 +401,10 @@ def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, 
     records = train_epoch(group, session.images, views, teachers, tick, streams)
     report_epoch(group, records, session, began)
     for learner in group:
-        if learner.done: keep(learner, session)
+        if learner.done and session.holds(learner.run): keep(learner, session)
     session.progress.end(sum(learner.done for learner in group))
 
-# %% ../../nbs/engine/70_execute.ipynb #c72
+# %% ../../nbs/engine/70_execute.ipynb #c74
 def train_group(group: list[Learner], session: Session, teachers: Teachers):
     "Trains a group to its end, writing checkpoints and results."
     streams, views = session.how.speed.prepare(group, teachers), {}
@@ -393,17 +414,17 @@ def train_group(group: list[Learner], session: Session, teachers: Teachers):
         phase = group[0].current
         if phase.kind not in views: views = {phase.kind: views_for(phase, session.images)}
         epoch_of(group, session, views[phase.kind], teachers, streams)
-        group = [learner for learner in group if not learner.done]
+        group = [l for l in group if not l.done and session.holds(l.run)]
         if group: checkpoint(group, session)
 
-# %% ../../nbs/engine/70_execute.ipynb #c75
+# %% ../../nbs/engine/70_execute.ipynb #c77
 def out_of_memory(error: Exception) -> bool:
     "Tells whether an error says that memory ran out, of the GPU or of the machine."
     said = ("can't allocate memory", "could not create a primitive")
     return (isinstance(error, (torch.OutOfMemoryError, MemoryError))
             or any(text in str(error) for text in said))
 
-# %% ../../nbs/engine/70_execute.ipynb #c77
+# %% ../../nbs/engine/70_execute.ipynb #c79
 def train(
     runs: list[Run], session: Session, teachers: Teachers, fresh: bool,
 ) -> dict[str, str]:
@@ -421,14 +442,14 @@ def train(
                 failed |= train(part, session, teachers, False)
     return failed
 
-# %% ../../nbs/engine/70_execute.ipynb #c78
+# %% ../../nbs/engine/70_execute.ipynb #c80
 def too_large(failed: dict[str, str], runs: list[Run]) -> InputError:
     "Gives the error for runs that do not fit into memory, with what they asked for."
     said = "; ".join(f"{run.label} does not fit into memory ({failed[run.key]})"
                      for run in runs if run.key in failed)
     return InputError(f"{said}. A smaller batch needs less; all other runs are finished and kept.")
 
-# %% ../../nbs/engine/70_execute.ipynb #c81
+# %% ../../nbs/engine/70_execute.ipynb #c83
 def check_pairs(todo: list[Run], images: Images):
     "Prepares every kind of term between every pair of networks once; `InputError` if one cannot be."
     kinds = {(run.net, run.peer or run.teacher.net, run.terms): run for run in todo if run.terms}
@@ -436,7 +457,15 @@ def check_pairs(todo: list[Run], images: Images):
         torch.manual_seed(0)
         Learner(run, images, frozen(network(other, images).to(images.train_x.device)))
 
-# %% ../../nbs/engine/70_execute.ipynb #c82
+# %% ../../nbs/engine/70_execute.ipynb #c84
+def wait(queue: Queue, session: Session):
+    "Waits a moment for runs of other processes, and tells whose they are."
+    said = queue.news() if session.how.live else ""
+    if said: tell(said)
+    if session.stop.asked: raise stopped()
+    session.progress.wait()
+
+# %% ../../nbs/engine/70_execute.ipynb #c85
 def work_off(queue: Queue, session: Session):
     "Trains runs as their teachers become ready, beside other processes if any."
     while queue.left:
@@ -448,12 +477,19 @@ def work_off(queue: Queue, session: Session):
                 queue.failed |= train(mine, session, teachers, session.how.force)
                 keep_caches(teachers, session.store)
         finally: queue.release()
-        if waiting: session.progress.wait()
+        if waiting: wait(queue, session)
         elsewhere = [run for run in queue.settle() if run not in mine]
         units = sum(work(run, session.images, session.cost) for run in elsewhere)
         session.progress.drop(len(elsewhere), units)
 
-# %% ../../nbs/engine/70_execute.ipynb #c83
+# %% ../../nbs/engine/70_execute.ipynb #c86
+def note_plan(plan: Plan, store: Store, needed: bool):
+    "Writes a plan down; where nothing is to be trained, a folder that is only read will do."
+    try: store.add_plan(plan.record)
+    except NotWritten:
+        if needed: raise
+
+# %% ../../nbs/engine/70_execute.ipynb #c88
 def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> str:
     "Tells what was done, for the end of a table."
     elsewhere = todo - progress.runs
@@ -461,7 +497,7 @@ def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> s
             f"in {shown(store.folder/'runs')}"
             + (f"; {elsewhere} were trained by another process." if elsewhere else "."))
 
-# %% ../../nbs/engine/70_execute.ipynb #c84
+# %% ../../nbs/engine/70_execute.ipynb #c89
 def execute(
     plan: Plan,
     images: Images,   # the plan's data set, on the device that trains
@@ -471,8 +507,8 @@ def execute(
     "Trains what is missing of a plan, beside other processes if any, and gives all its results."
     runs = closure(plan.runs)
     queue = Queue(runs, store, how.force, how.weights)
-    store.check()
-    store.add_plan(plan.record)
+    if queue.todo: store.check()
+    note_plan(plan, store, needed=bool(queue.todo))
     check_pairs(queue.todo, images)
     cost = costs(queue.todo, images)
     total = sum(work(run, images, cost) for run in queue.todo)
@@ -480,7 +516,7 @@ def execute(
                                       device_name(images.train_x.device))): tell(said)
     progress = Progress(total, len(queue.todo), how.live)
     with Stop() as stop, determined(how.deterministic):
-        work_off(queue, Session(plan, images, store, how, cost, progress, stop))
+        work_off(queue, Session(plan, images, store, how, cost, progress, stop, holds=queue.holds))
     progress.close(summary_line(progress, len(runs), len(queue.todo), store))
     if queue.failed: raise too_large(queue.failed, runs)
     return store.results([run.key for run in runs])

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['POSITION', 'is_unsafe', 'thinned', 'laid_out', 'head', 'optimiser_of', 'Learner', 'owned', 'state', 'under',
-           'restore']
+           'is_count', 'is_number', 'is_record', 'place_fault', 'memories', 'memory_fault', 'state_fault', 'restore']
 
 # %% ../../nbs/engine/38_learner.ipynb #c2
+import math
 from functools import partial
 
 import torch
@@ -17,7 +18,8 @@ from ..data.views import Views
 from .optimisers import optimisers, remembered, remind
 from .run import Phase, Run
 from ..models.pretrained import network
-from ..registry import parsed
+from ..registry import InputError, parsed
+from ..store import unlike
 
 # %% ../../nbs/engine/38_learner.ipynb #c4
 def is_unsafe(conv: nn.Conv2d) -> bool:
@@ -58,7 +60,7 @@ class Learner:
         images: Images,
         teacher: nn.Module | None = None,  # frozen network the run is distilled from
     ):
-        self.run, self.device = run, images.train_x.device
+        self.run, self.device, self.count = run, images.train_x.device, len(images.train_x)
         torch.manual_seed(run.seed)
         self.net = self._network(run.net, images)
         self.head = head(self.net.width).to(self.device) if run.objective == "supcon" else None
@@ -90,9 +92,17 @@ class Learner:
     @property
     def trained(self) -> list[nn.Module]:
         "The modules that the present phase trains."
+        return self.trained_in(self.current)
+
+    def trained_in(self, phase: Phase) -> list[nn.Module]:
+        "Gives the modules that a phase trains."
         return {"classify": [self.net, self.terms, *[self.peer] * bool(self.peer)],
                 "initial": [self.net, self.terms], "contrast": [self.net, self.head],
-                "linear": [self.net.classifier]}[self.current.kind]
+                "linear": [self.net.classifier]}[phase.kind]
+
+    def steps(self, phase: Phase) -> int:
+        "Gives the steps of an epoch of a phase: one for each whole batch."
+        return self.count // min(phase.batch, self.count)
 
     def enter(self):
         "Makes what a phase starts with: a fresh optimiser and empty sums."
@@ -127,9 +137,89 @@ def under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     "Gives the tensors whose name starts with a word and a dot, without these."
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
-# %% ../../nbs/engine/38_learner.ipynb #c25
+# %% ../../nbs/engine/38_learner.ipynb #c26
+def is_count(value, end: int) -> bool:
+    "Tells whether a value is a whole number from 0 to below `end`."
+    return type(value) is int and 0 <= value < end
+
+
+def is_number(value) -> bool:
+    "Tells whether a value is a finite number."
+    return type(value) in (int, float) and abs(value) < math.inf
+
+
+def is_record(record, phase: Phase, epoch: int) -> bool:
+    "Tells whether a record of the history is that of an epoch (0 is the first) of a phase."
+    if not isinstance(record, dict) or record.keys() != {"phase", "epoch", "loss", "val", "test"}:
+        return False
+    scores = [record[part] or {} for part in ("val", "test")]
+    return (record["phase"] == phase.kind and type(record["epoch"]) is int
+            and record["epoch"] == epoch + 1
+            and (record["loss"] is None or is_number(record["loss"]))
+            and all(isinstance(part, dict) and all(map(is_number, part.values()))
+                    for part in scores))
+
+# %% ../../nbs/engine/38_learner.ipynb #c28
+def place_fault(learner: Learner, about: dict) -> str:
+    "Tells what is wrong with a position and a history; \"\" where nothing is."
+    if about.keys() != {*POSITION, "numbers"}: return "it has other fields"
+    phases, history, ended = learner.run.phases, about["history"], about["diverged"]
+    if not is_count(about["phase"], len(phases)): return f"there is no phase {about['phase']}"
+    if not is_count(about["epoch"], phases[about["phase"]].epochs):
+        return f"there is no epoch {about['epoch']}"
+    if not is_count(about["step"], learner.steps(phases[about["phase"]]) + 1):
+        return f"there is no step {about['step']}"
+    if ended is not None: return "a run that diverged has no checkpoint"
+    if not is_number(about["seconds"]) or about["seconds"] < 0: return "its time is no time"
+    done = [(phase, epoch) for phase in phases[:about["phase"]] for epoch in range(phase.epochs)]
+    done += [(phases[about["phase"]], epoch) for epoch in range(about["epoch"])]
+    sound = isinstance(history, list) and len(history) == len(done) and all(
+        is_record(record, *place) for record, place in zip(history, done))
+    return "" if sound else "its history is not that of the epochs that are done"
+
+# %% ../../nbs/engine/38_learner.ipynb #c31
+def memories(phase: Phase) -> tuple[dict[str, Tensor], dict[str, float]]:
+    "Gives the tensors and plain numbers that a phase's optimiser remembers of a parameter, by name."
+    toy = nn.Parameter(torch.ones(1))
+    optimiser, toy.grad = optimiser_of(phase, [toy]), torch.ones(1)
+    optimiser.step()
+    return tuple(under(found, "0") for found in remembered(optimiser))
+
+# %% ../../nbs/engine/38_learner.ipynb #c33
+def memory_fault(learner: Learner, phase: Phase, memory: dict, numbers) -> str:
+    "Tells what is wrong with what a phase's optimiser should remember; \"\" where nothing is."
+    if not isinstance(numbers, dict) or not all(map(is_number, numbers.values())):
+        return "its optimiser remembers what is no number"
+    parameters = [p for module in learner.trained_in(phase) for p in module.parameters()]
+    parts, plain = memories(phase)
+    expected = {}
+    for i in sorted({name.partition(".")[0] for name in (*memory, *numbers)}):
+        if not i.isdecimal() or int(i) >= len(parameters): return f"there is no parameter {i}"
+        for name, t in parts.items():
+            shape = parameters[int(i)].shape if t.dim() else ()
+            expected[f"{i}.{name}"] = torch.empty(shape, dtype=t.dtype, device="meta")
+        if any(f"{i}.{name}" not in numbers for name in plain): return "its optimiser forgot"
+    if len(numbers) != len(plain) * len({name.partition(".")[0] for name in numbers}):
+        return "its optimiser remembers too much"
+    return unlike(memory, expected)
+
+# %% ../../nbs/engine/38_learner.ipynb #c35
+def state_fault(learner: Learner, tensors: dict[str, Tensor], about: dict) -> str:
+    "Tells why a state is none of this learner's; \"\" where it is one."
+    if said := place_fault(learner, about): return said
+    memory = {f"optimiser.{name}" for name in under(tensors, "optimiser")}
+    own = {k: v for k, v in state(learner)[0].items() if not k.startswith("optimiser.")}
+    if said := unlike({k: v for k, v in tensors.items() if k not in memory}, own): return said
+    bad, phase = int(tensors["sum.first_bad"]), learner.run.phases[about["phase"]]
+    if not -1 <= bad < learner.steps(phase): return "a step that is none diverged"
+    if bad < 0 and tensors["sum.loss"].isnan(): return "its loss is not a number"
+    return memory_fault(learner, phase, under(tensors, "optimiser"), about["numbers"])
+
+# %% ../../nbs/engine/38_learner.ipynb #c37
 def restore(learner: Learner, tensors: dict[str, Tensor], about: dict):
-    "Puts a learner back to where `state` was taken."
+    "Puts a learner back to where `state` was taken; `InputError`, and no change, for another's."
+    if said := state_fault(learner, tensors, about):
+        raise InputError(f"not a state of {learner.run.label}: {said}.")
     for name in POSITION: setattr(learner, name, about[name])
     learner.enter()
     for name, module in owned(learner).items(): module.load_state_dict(under(tensors, name))

@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from ..data.images import Identity
 from .optimisers import optimisers
 from ..registry import InputError, brief, losses, not_negative, one_of, parsed, positive
-from ..store import digest_of
+from ..store import digest_of, keys
 
 # %% ../../nbs/engine/10_run.ipynb #c4
 KINDS = ("classify", "initial", "contrast", "linear")
@@ -178,6 +178,7 @@ def decisive(config: dict) -> dict:
     return found
 
 # %% ../../nbs/engine/10_run.ipynb #c25
+@keys.register("run")
 def key_of(config: dict) -> str:
     "Gives the key of a run's configuration: sixteen hexadecimal digits."
     return digest_of(decisive(config))[:16]

@@ -8,6 +8,7 @@ __all__ = ['LOSS', 'objective', 'classify_loss', 'initial_loss', 'contrast_loss'
            'in_flight', 'clock', 'open_epoch', 'steps_of', 'train_epoch']
 
 # %% ../../nbs/engine/40_train.ipynb #c2
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -112,8 +113,9 @@ def advance(learner: Learner):
 def end_epoch(learner: Learner, images: Images, steps: int) -> dict:
     "Closes an epoch: its record goes to the history, the learner to its next epoch or phase."
     phase, bad = learner.current, int(learner.first_bad)
+    mean = float(learner.loss_sum) / steps
     record = {"phase": phase.kind, "epoch": learner.epoch + 1,
-              "loss": None if bad >= 0 else float(learner.loss_sum) / steps,
+              "loss": mean if bad < 0 and math.isfinite(mean) else None,
               "val": None, "test": None}
     if bad >= 0: learner.diverged = f"NaN at epoch {learner.epoch + 1}, step {bad + 1}"
     elif due(phase, learner.epoch): record |= evaluated(learner, images)

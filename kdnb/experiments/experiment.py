@@ -22,7 +22,7 @@ from ..contract import Out
 from ..data.corruptions import corrupted
 from ..data.images import Images, load_images
 from ..engine.execute import How, Speed, execute
-from ..engine.progress import Board, Shown
+from ..engine.progress import Board, Shown, tell
 from ..engine.provenance import code_now
 from ..engine.teacher_cache import each
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
@@ -33,7 +33,7 @@ from ..report.cells import PRINTED, Layout, flat, of_section, sections_of, summa
 from ..report.figures import figure_cells
 from ..report.text import escape, log_text, settings_text, show
 from ..report.write import write_report
-from ..store import ROOT, Store
+from ..store import ROOT, NotWritten, Store, locked
 from ..store import shown as told
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c4
@@ -442,15 +442,23 @@ class Experiment(Parameters):
         part = of_section(table, sections_of(table)[0])
         return figure_cells(part, self.flat(results), self.layout)
 
+    def write(self) -> str:
+        """Writes the report of all runs of the table so far, read while no other process writes
+        it; tells where it is, or that its folder cannot be written."""
+        try:
+            with locked(self.folder/".lock", tell):
+                plans = self.store.plans(self.table.name)
+                wanted = {entry["run"] for plan in plans for entry in plan["entries"]}
+                every = self.store.results(wanted)
+                write_report(self.folder, plans, every, self.layout, code_now(every.values()))
+        except NotWritten as error: return f"No report was written: {error}"
+        return f"The report with all runs so far: {told(self.folder/'table.md')}"
+
     def report(self, results: dict[str, dict]) -> Shown:
         "Writes the report of all runs of the table so far; gives the rows that were asked for."
-        plans = self.store.plans(self.table.name)
-        every = self.store.results({entry["run"] for plan in plans for entry in plan["entries"]})
-        current = code_now(every.values())
-        write_report(self.folder, plans, every, self.layout, current)
-        place, asked = told(self.folder/"table.md"), (self.records, results, self.layout, current)
-        here = "The report with all runs so far:"
-        return Shown(f"{show(*asked)}\n\n{here} {escape(place)}", f"{log_text(*asked)}\n\n{here} {place}")
+        place, current = self.write(), code_now(results.values())
+        asked = self.records, results, self.layout, current
+        return Shown(f"{show(*asked)}\n\n{escape(place)}", f"{log_text(*asked)}\n\n{place}")
 
     @property
     def banner(self) -> Shown:

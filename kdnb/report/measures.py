@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'WHAT', 'COLUMNS', 'measured', 'spread_text', 'pivoted', 'read_measures', 'About', 'measure_tables',
-           'described', 'write_images', 'write_measures']
+           'described', 'write_images', 'measures_text', 'write_measures']
 
 # %% ../../nbs/report/60_measures.ipynb #c2
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from .cells import mean_sd
 from .looks import png
 from .text import DASH, escape, markdown
 from .write import image
+from ..engine.progress import tell
 from ..registry import InputError
-from ..store import write_whole
+from ..store import NotWritten, locked, write_whole
 
 # %% ../../nbs/report/60_measures.ipynb #c5
 WHERE = ["data", "preset", "changes", "protocol"]
@@ -71,9 +73,14 @@ def read_measures(folder: Path) -> pd.DataFrame:
     if list(known.columns) != COLUMNS:
         raise InputError(f"{path} is not a file of measures: its columns should be "
                          f"{', '.join(COLUMNS)}. Delete it, and the numbers are measured again.")
-    return known.assign(value=pd.to_numeric(known.value, errors="coerce"))
+    values = pd.to_numeric(known.value, errors="coerce")
+    wrong = known.value[(values.isna() & (known.value.astype(str) != "")) | (values.abs() == math.inf)]
+    if len(wrong):
+        raise InputError(f"{path} has the value {str(wrong.iloc[0])[:20]!r}, which is no number. "
+                         "Delete it, and the numbers are measured again.")
+    return known.assign(value=values)
 
-# %% ../../nbs/report/60_measures.ipynb #c24
+# %% ../../nbs/report/60_measures.ipynb #c25
 @dataclass(frozen=True)
 class About:
     "What a report of measures says beside its numbers."
@@ -84,7 +91,7 @@ class About:
     paper: dict = field(default_factory=dict)  # the paper's number by method and place
     decimals: int = 2
 
-# %% ../../nbs/report/60_measures.ipynb #c26
+# %% ../../nbs/report/60_measures.ipynb #c27
 def measure_tables(found: pd.DataFrame, about: About) -> list[str]:
     "Writes a table for each section and measure, as paragraphs of Markdown."
     text = []
@@ -95,7 +102,7 @@ def measure_tables(found: pd.DataFrame, about: About) -> list[str]:
         text += [f"## {escape(heading)}", markdown(pivoted(part, about.paper, about.decimals))]
     return text
 
-# %% ../../nbs/report/60_measures.ipynb #c29
+# %% ../../nbs/report/60_measures.ipynb #c30
 def described(figure) -> str:
     "Gives the titles and the labels of the axes of a figure as a sentence."
     whole = figure.get_suptitle()
@@ -104,7 +111,7 @@ def described(figure) -> str:
     words = [whole, *dict.fromkeys(" ".join(text.split()) for text in axes)]
     return "; ".join(filter(None, words)) or "figure"
 
-# %% ../../nbs/report/60_measures.ipynb #c31
+# %% ../../nbs/report/60_measures.ipynb #c32
 def write_images(folder: Path, figures: dict) -> list[str]:
     "Writes figures, alone or each with its text, by name; gives their Markdown."
     found = []
@@ -114,7 +121,20 @@ def write_images(folder: Path, figures: dict) -> list[str]:
         found.append(image(alt, f"fig_{name}.png"))
     return found
 
-# %% ../../nbs/report/60_measures.ipynb #c33
+# %% ../../nbs/report/60_measures.ipynb #c34
+def measures_text(found: pd.DataFrame, about: About, images: list[str]) -> str:
+    "Writes the report of all numbers, as Markdown; `images` are those of `write_images`."
+    notes = "\n>\n".join(f"> {escape(note)}" for note in dict.fromkeys(about.notes) if note)
+    spread = ("Mean ± sample standard deviation over seeds (number of seeds)"
+              + ("; in brackets the paper's." if about.paper else "."))
+    text = [f"# {escape(about.title)}", notes, about.reading, spread,
+            *measure_tables(found, about), *images]
+    if about.settings:
+        choices = pd.DataFrame([*map(list, about.settings)], columns=["choice", "value", "source"])
+        text += ["What decides these numbers, and where each choice comes from:", markdown(choices)]
+    return "\n\n".join(filter(None, text)) + "\n"
+
+# %% ../../nbs/report/60_measures.ipynb #c37
 def write_measures(
     folder: Path,       # of the report
     about: About,
@@ -123,15 +143,13 @@ def write_measures(
 ) -> pd.DataFrame:      # all numbers of the report
     "Writes measures.csv, table.md and figures; `InputError` where an older file is damaged."
     folder = Path(folder)
-    found = measured(rows, read_measures(folder))
-    notes = "\n>\n".join(f"> {escape(note)}" for note in dict.fromkeys(about.notes) if note)
-    spread = ("Mean ± sample standard deviation over seeds (number of seeds)"
-              + ("; in brackets the paper's." if about.paper else "."))
-    text = [f"# {escape(about.title)}", notes, about.reading, spread,
-            *measure_tables(found, about), *write_images(folder, figures)]
-    if about.settings:
-        choices = pd.DataFrame([*map(list, about.settings)], columns=["choice", "value", "source"])
-        text += ["What decides these numbers, and where each choice comes from:", markdown(choices)]
-    write_whole(folder/"measures.csv", found.to_csv(index=False).encode())
-    write_whole(folder/"table.md", ("\n\n".join(filter(None, text)) + "\n").encode())
+    try:
+        with locked(folder/".lock", tell):
+            found = measured(rows, read_measures(folder))
+            text = measures_text(found, about, write_images(folder, figures))
+            write_whole(folder/"measures.csv", found.to_csv(index=False).encode())
+            write_whole(folder/"table.md", text.encode())
+    except NotWritten as error:
+        tell(f"No report was written: {error}")
+        found = measured(rows, read_measures(folder))
     return found

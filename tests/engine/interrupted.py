@@ -3,7 +3,7 @@
 `python tests/engine/interrupted.py FOLDER --kill PLACE COUNT SIGNAL` sends itself the signal when it comes to the place for the COUNT-th time: "step",
 after a step of one run, or "before", "half" or "after" the writing of a file, with the file's kind ("half unfinished" is amid a checkpoint).
 With `--each` every line of its standard input is a place, a count and a signal for a process of its own, whose end is told.
-With `--hold` it waits at its first step for a line on its standard input."""
+With `--hold` it waits at its first step for a line on its standard input. `--lease` is how long a claim lasts without a touch, in seconds."""
 import argparse
 import os
 import signal
@@ -99,6 +99,8 @@ if __name__ == "__main__":
     ask = argparse.ArgumentParser()
     ask.add_argument("folder", type=Path)
     ask.add_argument("--seeds", type=int, default=1)
+    ask.add_argument("--epochs", type=int, default=3)
+    ask.add_argument("--lease", type=float, default=store.LEASE)
     ask.add_argument("--kill", nargs=3)
     ask.add_argument("--each", action="store_true")
     ask.add_argument("--hold", action="store_true")
@@ -108,4 +110,5 @@ if __name__ == "__main__":
         watch(kill_at(*asked.kill))
         module.CHECKPOINT = 0.0  # one after every step
     if asked.hold: watch(hold())
-    module.execute(small_plan(asked.seeds), images, store.Store(asked.folder))
+    store.LEASE = asked.lease
+    module.execute(small_plan(asked.seeds, asked.epochs), images, store.Store(asked.folder))

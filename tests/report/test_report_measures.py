@@ -1,4 +1,10 @@
 "Measures by hand: one number per row, kept over calls, reported with their spread."
+import errno
+import json
+import os
+import subprocess
+import sys
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -67,3 +73,48 @@ def test_a_figure_says_what_it_shows(tmp_path):
     text = (tmp_path/"table.md").read_text(encoding="utf-8")
     assert "![All layers; gram: CKA by stage](fig_a.png)" in text and "![Higher in \\[1\\].](fig_b.png)" in text
     plt.close("all")
+
+
+WRITER = """
+import json, sys
+from kdnb.report.measures import About, write_measures
+rows = json.loads(sys.argv[2])
+print("ready", flush=True)
+input()
+for row in rows: write_measures(sys.argv[1], About("x"), [row])
+"""
+
+
+def test_two_processes_lose_none_of_each_other_s_numbers(tmp_path):
+    parts = [[ROWS[0] | {"seed": seed, "value": seed / 100} for seed in range(first, 40, 2)] for first in (0, 1)]
+    both = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, json.dumps(rows)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for rows in parts]
+    for process in both: assert process.stdout.readline() == "ready\n"
+    for process in both: print(file=process.stdin, flush=True)
+    assert [process.wait() for process in both] == [0, 0]
+    assert sorted(read_measures(tmp_path).seed) == list(range(40)) and "(40)" in (tmp_path/"table.md").read_text(encoding="utf-8")
+    assert {p.name for p in tmp_path.iterdir()} == {"measures.csv", "table.md"}
+
+
+def test_a_folder_that_is_only_read_keeps_its_report_and_the_numbers_are_given(tmp_path, monkeypatch, capsys):
+    write_measures(tmp_path, About("x"), ROWS[:2])
+    before, real = {p: p.read_bytes() for p in tmp_path.iterdir()}, os.open
+    def opened(path, flags, *rest, **more):
+        if flags & os.O_CREAT: raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, flags, *rest, **more)
+    monkeypatch.setattr(os, "open", opened)
+    assert len(write_measures(tmp_path, About("x"), ROWS)) == 3 and "No report was written" in capsys.readouterr().out
+    assert before == {p: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("value", ["many", "inf", "-inf", "NaN!"])
+def test_a_value_that_is_no_number_is_refused(tmp_path, value):
+    measured(ROWS).assign(value=value).to_csv(tmp_path/"measures.csv", index=False)
+    with pytest.raises(InputError, match="measures.csv has the value .* no number. Delete it"): write_measures(tmp_path, About("x"), ROWS)
+
+
+def test_a_folder_or_bytes_in_the_file_s_place_are_refused(tmp_path):
+    (tmp_path/"measures.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="measures.csv is not a file of measures"): read_measures(tmp_path)
+    (tmp_path/"measures.csv").unlink()
+    (tmp_path/"measures.csv").mkdir()
+    with pytest.raises(InputError, match="measures.csv is not a file of measures"): read_measures(tmp_path)
