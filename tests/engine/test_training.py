@@ -109,7 +109,8 @@ def test_a_warm_up_weighs_less_at_first():
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT",
                     reason="where the processor has no vector instructions, torch's compiler writes code that does not compile")
-def test_a_compiled_network_learns_the_same(tmp_path):
+def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path/"inductor"))  # code kept by another processor would be run
     run = student(net="resnet8", phases=(replace(PHASE, epochs=1),))
     plain = execute([run], Store(tmp_path/"a"))[run.key]
     quick = execute([run], Store(tmp_path/"b"), speed=Speed(compiled=True))[run.key]
