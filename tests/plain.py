@@ -85,7 +85,7 @@ def train_plainly(net, images, seed, epochs, batch, rate, loss_of, nesterov=True
             index = order[k * batch:(k + 1) * batch]
             loss = loss_of(inputs(images, seed, first + epoch, index), images.train_y[index], index)
             optimiser.step(loss, rate((epoch * steps + k) / (epochs * steps)))
-            total += float(loss)
+            total += float(loss.detach())
         sums.append(total / steps)
     return sums
 

@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import pandas as pd
@@ -81,10 +83,11 @@ def candidates(source):
 
 def drawn(module, count):
     "So many mutants of a module, in different places, always the same ones."
-    source, chance = (ROOT/module).read_text(encoding="utf-8"), random.Random(module)
+    source = (ROOT/module).read_text(encoding="utf-8")
     places = candidates(source)
-    for begin in chance.sample(sorted(places), min(count, len(places))):
-        name, number = chance.choice(places[begin])
+    shuffled = sorted(places, key=lambda begin: random.Random(f"{module} {begin}").random())
+    for begin in shuffled[:count]:
+        name, number = random.Random(f"{begin} {module}").choice(places[begin])
         code = mutate_code(source, get_operator(name)(), number)
         changed = [(a, b) for a, b in zip(source.splitlines(), code.splitlines()) if a != b] or [("", "")]
         yield {"module": module, "operator": name.removeprefix("core/"), "place": number, "line": begin[0],
@@ -128,36 +131,65 @@ class Copy:
         return str(notebook)
 
 
-def child(root, arguments, log):
-    "Runs pytest in this process, which is a fork that has torch already."
+def tested(*tests):
+    "Runs tests; gives pytest's exit status."
+    import pytest
+    return int(pytest.main(["-x", "-q", "-o", "addopts=", "-p", "no:xdist", "-p", "no:nbval", "-p", "no:cacheprovider", "-k", f"not ({SLOW})", *tests]))
+
+
+def texts(outputs):
+    "What outputs say in words."
+    said = [o.get("text", o.get("data", {}).get("text/plain", "")) for o in outputs]
+    return ["".join(text) for text in said]
+
+
+def shown(notebook, expected):
+    """Runs a notebook, whose asserts may fail; compares what its cells say with what they said without a mutant, where that is what is
+    stored. `expected` is a file, written where it is not there yet."""
+    from execnb.shell import CaptureShell
+    shell, found = CaptureShell(Path(notebook).parent), {}
+    for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code": continue
+        found[cell["id"]] = texts(shell.run("".join(cell["source"])))
+        if shell.exc: return print(shell.exc) or 1
+        if not expected.exists() and found[cell["id"]] != texts(cell["outputs"]): del found[cell["id"]]
+    if not expected.exists(): expected.write_text(json.dumps(found))
+    return int(any(found[number] != said for number, said in json.loads(expected.read_text()).items()))
+
+
+def child(root, seconds, log, work, arguments):
+    "Does work in this process, which is a fork that has torch already, in a copy; its exit status is the work's."
     os.setsid()
     os.chdir(root)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
     sys.path.insert(0, str(root))
     os.environ["PYTHONPATH"] = str(root)
-    import pytest
-    os._exit(int(pytest.main(arguments)))
+    os.environ["KDNB_REPORTS"], os.environ["KDNB_CACHE"] = f"{root}/.reports", f"{root}/.cache"
+    try: code = work(*arguments)
+    except BaseException: code = traceback.print_exc() or 1
+    sys.stdout.flush()
+    os._exit(code)
 
 
-def finds(copy, arguments, limit):
-    "Whether pytest fails in the copy: \"killed\", \"timeout\" or \"survived\"."
-    process = multiprocessing.get_context("fork").Process(target=child, args=(copy.root, arguments, copy.root/".log"))
+def finds(copy, seconds, work, *arguments):
+    """Whether work fails in the copy: "killed", "timeout" or "survived"; so many seconds of the processor are allowed, which other
+    processes do not shorten, and twenty times as many of the clock."""
+    process = multiprocessing.get_context("fork").Process(target=child, args=(copy.root, seconds, copy.root/".log", work, arguments))
     process.start()
-    process.join(limit)
-    if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-        return "timeout"
+    process.join(20 * seconds)
+    if process.is_alive(): os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    if process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL): return "timeout"
     return "killed" if process.exitcode else "survived"
 
 
-def outcome(copy, tests, notebook, limit):
+def outcome(copy, tests, notebook, seconds):
     "What becomes of the mutant that is planted, and who found it."
-    found = finds(copy, ["-x", "-q", "-o", "addopts=", "-p", "no:xdist", "-p", "no:nbval", "-p", "no:cacheprovider", "-k", f"not ({SLOW})",
-                         *tests], limit) if tests else "survived"
+    found = finds(copy, seconds, tested, *tests) if tests else "survived"
     if found != "survived": return found
-    said = finds(copy, ["-x", "-q", "-n0", "-p", "no:cacheprovider", notebook], 2 * limit)
+    said = finds(copy, seconds, shown, notebook, copy.root/f".{Path(notebook).stem}.json")
     return "killed by its notebook" if said == "killed" else said
 
 
@@ -169,7 +201,7 @@ def report(table):
     alive = table.outcome.eq("survived")
     text = ["# Faults planted in the package", "", f"{len(table)} faults were planted, one at a time; the tests found {(~alive).sum()} "
             f"({percent((~alive).sum(), len(table))}). What a module's notebook found was not found by the tests before it. "
-            "A fault with which the tests take more than the time allowed counts as found. Made by `python tools/mutants.py`.", "",
+            "A fault with which the tests take more than the processor's time allowed counts as found. Made by `python tools/mutants.py`.", "",
             "| module | faults | found by tests | by the notebook | by time | survived |", "|---|---|---|---|---|---|"]
     for module, own in table.groupby("module"):
         counts = [own.outcome.eq(kind).sum() for kind in ("killed", "killed by its notebook", "timeout", "survived")]
@@ -203,12 +235,13 @@ def main():
     ask.add_argument("--each", type=int, default=12, help="mutants of each module")
     ask.add_argument("--only", default="", help="modules whose path has this text")
     ask.add_argument("--again", action="store_true", help="run only what survived; the rest stands as it is")
-    ask.add_argument("--limit", type=int, default=60, help="seconds for the tests of a mutant")
+    ask.add_argument("--limit", type=int, default=30, help="seconds of the processor for the tests of a mutant, and for its notebook")
     asked, before = ask.parse_args(), {identity(row): row for row in known().to_dict("records")}
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     import matplotlib.pyplot, pyarrow.parquet, pytest, scipy.stats, sklearn.manifold, tensorboard, torch, torchvision  # noqa: F401 - before the forks
     torch.set_num_threads(1)
-    rows = []
+    del os.environ["MPLBACKEND"]  # notebooks have their own
+    rows, failed = [], []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Copy(folder)
         for module, tests in modules().items():
@@ -218,8 +251,9 @@ def main():
                 old = before.get(identity(row), {})
                 row |= {"reason": old.get("reason", ""), "outcome": old.get("outcome", "not run"), "seconds": old.get("seconds", 0)}
             todo = [(row, code) for row, code in mutants if row["outcome"] in ("survived", "not run") or not asked.again]
-            if todo and outcome(copy, tests, copy.plant(module, source), 4 * asked.limit) != "survived":
-                sys.exit(f"{module}: its tests fail without a mutant:\n{(copy.root/'.log').read_text()[-3000:]}")
+            if todo and outcome(copy, tests, copy.plant(module, source), asked.limit) != "survived":
+                print(f"{module}: its tests fail without a mutant:\n{(copy.root/'.log').read_text()[-3000:]}", flush=True)
+                failed, todo = failed + [module], []
             for row, code in todo:
                 start = time.monotonic()
                 row["outcome"] = outcome(copy, tests, copy.plant(module, code), asked.limit)
@@ -229,6 +263,7 @@ def main():
             rows += [row for row, _ in mutants]
             table = write(rows + [row for row in known().to_dict("records") if row["module"] not in {r["module"] for r in rows}])
     print(table.outcome.value_counts())
+    if failed: sys.exit(f"not run: {', '.join(failed)}")
 
 
 if __name__ == "__main__": main()
