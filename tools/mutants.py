@@ -28,9 +28,9 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT/"reports"/"mutants.csv"
 SLOW = ("compiled_network or few_channels or two_ranks or commit_is or killed_at or split_the_work or out_of_memory_makes or full_disk or "
-        "altered_tensor or papermills_log or watched_notebook or the_board_has")  # they start processes of their own
-RECORDS = ("tests/engine/test_numbers.py", "tests/engine/test_records.py")
-TRAINING = ("tests/engine/test_numbers.py", "tests/engine/test_training.py", "tests/engine/test_records.py")
+        "altered_tensor or papermills_log or watched_notebook")  # they start processes of their own
+RECORDS = ("tests/engine/test_execute.py", "tests/engine/test_numbers.py", "tests/engine/test_records.py")
+TRAINING = ("tests/engine/test_execute.py", "tests/engine/test_numbers.py", "tests/engine/test_training.py", "tests/engine/test_records.py")
 TESTS = {
     "kdnb/scores.py": ("tests/test_scores.py",),
     "kdnb/store.py": ("tests/test_store.py", "tests/engine/test_queue.py", "tests/engine/test_records.py"),
@@ -46,7 +46,7 @@ TESTS = {
     "kdnb/report/*.py": ("tests/report/test_report_figures.py",),
     "kdnb/engine/progress.py": ("tests/engine/test_progress.py",),
     "kdnb/engine/queue.py": ("tests/engine/test_queue.py", *RECORDS),
-    "kdnb/engine/execute.py": ("tests/engine/test_execute.py", *TRAINING, "tests/engine/test_unbreakable.py"),
+    "kdnb/engine/execute.py": (*TRAINING, "tests/engine/test_unbreakable.py"),
     "kdnb/engine/provenance.py": RECORDS, "kdnb/engine/run.py": RECORDS, "kdnb/engine/metrics.py": RECORDS,
     "kdnb/engine/*.py": TRAINING}
 LEFT_OUT = ("VariableReplacer", "VariableInserter",              # need names to be told
@@ -220,11 +220,9 @@ def known(path=TABLE):
 
 def write(rows):
     "Writes both tables."
-    table = pd.DataFrame([row for row in rows if row["outcome"] != "not run"], columns=COLUMNS)
-    table = table.sort_values(["module", "line", "operator", "place"], kind="stable")
+    table = pd.DataFrame(rows, columns=COLUMNS).sort_values(["module", "line", "operator", "place"], kind="stable")
     table.to_csv(TABLE, index=False, lineterminator="\n")
     TABLE.with_suffix(".md").write_text(report(table), encoding="utf-8")
-    return table
 
 
 def identity(row): return tuple(str(row[name]) for name in ("module", "operator", "place", "was", "became"))
@@ -236,34 +234,36 @@ def main():
     ask.add_argument("--only", default="", help="modules whose path has this text")
     ask.add_argument("--again", action="store_true", help="run only what survived; the rest stands as it is")
     ask.add_argument("--limit", type=int, default=30, help="seconds of the processor for the tests of a mutant, and for its notebook")
-    asked, before = ask.parse_args(), {identity(row): row for row in known().to_dict("records")}
+    asked, table, failed = ask.parse_args(), {identity(row): row for row in known().to_dict("records")}, []
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     import matplotlib.pyplot, pyarrow.parquet, pytest, scipy.stats, sklearn.manifold, tensorboard, torch, torchvision  # noqa: F401 - before the forks
     torch.set_num_threads(1)
     del os.environ["MPLBACKEND"]  # notebooks have their own
-    rows, failed = [], []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Copy(folder)
         for module, tests in modules().items():
-            if asked.only not in module: continue
-            mutants, source = list(drawn(module, asked.each)), (ROOT/module).read_text(encoding="utf-8")
-            for row, _ in mutants:
-                old = before.get(identity(row), {})
-                row |= {"reason": old.get("reason", ""), "outcome": old.get("outcome", "not run"), "seconds": old.get("seconds", 0)}
-            todo = [(row, code) for row, code in mutants if row["outcome"] in ("survived", "not run") or not asked.again]
-            if todo and outcome(copy, tests, copy.plant(module, source), asked.limit) != "survived":
-                print(f"{module}: its tests fail without a mutant:\n{(copy.root/'.log').read_text()[-3000:]}", flush=True)
-                failed, todo = failed + [module], []
-            for row, code in todo:
-                start = time.monotonic()
-                row["outcome"] = outcome(copy, tests, copy.plant(module, code), asked.limit)
-                row["seconds"] = round(time.monotonic() - start, 1)
-                print(f"{row['outcome']}, {row['seconds']} s: {module}:{row['line']} {row['was']}  ->  {row['became']}", flush=True)
-            copy.plant(module, source)
-            rows += [row for row, _ in mutants]
-            table = write(rows + [row for row in known().to_dict("records") if row["module"] not in {r["module"] for r in rows}])
-    print(table.outcome.value_counts())
+            if asked.only in module and not tries(copy, module, tests, asked, table): failed.append(module)
+    print(pd.DataFrame(table.values()).outcome.value_counts())
     if failed: sys.exit(f"not run: {', '.join(failed)}")
+
+
+def tries(copy, module, tests, asked, table):
+    "Tries the mutants of a module and puts what becomes of them into the table; False where its tests fail without one."
+    mutants, source = [(row, code, identity(row)) for row, code in drawn(module, asked.each)], (ROOT/module).read_text(encoding="utf-8")
+    for key in [key for key in table if key[0] == module and key not in {key for *_, key in mutants}]: del table[key]
+    todo = [mutant for mutant in mutants if not (asked.again and table.get(mutant[2], {}).get("outcome", "survived") != "survived")]
+    if todo and outcome(copy, tests, copy.plant(module, source), asked.limit) != "survived":
+        print(f"{module}: its tests fail without a mutant:\n{(copy.root/'.log').read_text()[-3000:]}", flush=True)
+        return False
+    for row, code, key in todo:
+        start = time.monotonic()
+        row |= {"outcome": outcome(copy, tests, copy.plant(module, code), asked.limit), "reason": table.get(key, {}).get("reason", "")}
+        row["seconds"] = round(time.monotonic() - start, 1)
+        print(f"{row['outcome']}, {row['seconds']} s: {module}:{row['line']} {row['was']}  ->  {row['became']}", flush=True)
+        table[key] = row
+        write(table.values())
+    copy.plant(module, source)
+    return True
 
 
 if __name__ == "__main__": main()
