@@ -243,6 +243,7 @@ def main():
         copy = Copy(folder)
         for module, tests in modules().items():
             if asked.only in module and not tries(copy, module, tests, asked, table): failed.append(module)
+    write(table.values())
     print(pd.DataFrame(table.values()).outcome.value_counts())
     if failed: sys.exit(f"not run: {', '.join(failed)}")
 
