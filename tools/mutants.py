@@ -43,7 +43,7 @@ TESTS = {
     "kdnb/report/text.py": ("tests/report/test_report_text.py",),
     "kdnb/report/write.py": ("tests/report/test_report_write.py",),
     "kdnb/report/example.py": ("tests/report/test_report_example.py", "tests/report/test_report_cells.py"),
-    "kdnb/report/*.py": ("tests/report/test_report_figures.py",),
+    "kdnb/report/*.py": ("tests/report/test_report_looks.py", "tests/report/test_report_figures.py"),
     "kdnb/engine/progress.py": ("tests/engine/test_progress.py",),
     "kdnb/engine/queue.py": ("tests/engine/test_queue.py", *RECORDS),
     "kdnb/engine/execute.py": (*TRAINING, "tests/engine/test_unbreakable.py"),

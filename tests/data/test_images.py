@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from kdnb.data.files import data_sets
 from kdnb.data.images import canonical, fingerprint, load_images, resized, statistics
 from kdnb.registry import InputError
 
@@ -76,6 +77,6 @@ def test_resizing_to_the_same_side_changes_nothing_and_padding_goes_along():
     with pytest.raises(InputError, match="side"): resized(DIGITS, 0)
 
 
-def test_images_cannot_be_changed():
-    for name in ("name", "train_x"):
-        with pytest.raises(FrozenInstanceError): setattr(DIGITS, name, 1)
+def test_images_and_what_describes_them_cannot_be_changed():
+    for thing, name in ((DIGITS, "train_x"), (DIGITS.identity, "name"), (data_sets.build("digits"), "name"), (data_sets.build("cifar10"), "pad")):
+        with pytest.raises(FrozenInstanceError): setattr(thing, name, 1)
