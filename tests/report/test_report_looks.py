@@ -3,11 +3,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_report_cells import PAIR, SCORES, layout
+from test_report_cells import SCORES, layout
 from test_report_figures import closed, drawn  # noqa: F401 - closed is a fixture
 
 from kdnb.registry import InputError
-from kdnb.report.cells import PRINTED, laid_out, of_section, sections_of
+from kdnb.report.cells import laid_out, of_section, sections_of
 from kdnb.report.curves import curves_of, few_curves, many_curves, panels, points_of
 from kdnb.report.example import many_losses, two_pairs
 from kdnb.report.figures import figure_cells, figure_over
@@ -66,9 +66,7 @@ def test_a_figure_grows_by_lines_and_is_read_from_above():
     assert height(long) > height(table)
     figure = figure_cells(table, runs, own)
     assert figure.axes[0].get_ylim() == (4.5, -0.5) and tuple(figure.get_size_inches()) == pytest.approx((5.5, height(table)))
-    printed = pd.DataFrame([["digits", *PAIR, "ce", "kd", 90.0, 0.2, 3]], columns=PRINTED)
-    runs, table, _, own = drawn(SCORES, printed)
-    assert figure_cells(table, runs, own).get_size_inches()[0] == pytest.approx(7.5 if table.paper.notna().any() else 5.5) and table.paper.notna().any()
+    assert figure_cells(table.assign(paper=90.0, paper_sd=0.2), runs, own).get_size_inches()[0] == 7.5
     names = [name for name in own.references if table[f"over {name}"].notna().any()]
     assert figure_over(table, own).get_size_inches()[0] == pytest.approx(2 + 2.75 * len(names))
 
