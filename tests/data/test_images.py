@@ -31,6 +31,7 @@ def test_by_default_all_that_are_left_are_kept():
 @pytest.mark.parametrize("sizes", [(-1,), (N,), (N + 1,), (200, N - 199), (200, 1000, TEST + 1)])
 def test_more_than_there_are_is_refused(sizes):
     with pytest.raises(InputError, match=f"digits has {N} training and {TEST} test images: too few"): DIGITS.split(*sizes)
+    with pytest.raises(InputError, match="and 0 test images: too few"): replace(DIGITS, test_x=DIGITS.test_x[:0]).split(10)
 
 
 def test_no_image_is_in_two_parts():
