@@ -194,9 +194,12 @@ def outcome(copy, module, code, tests, seconds):
     expected = copy.root/f".{Path(notebook).stem}.json"
     if not expected.exists():
         copy.plant(module, source)
-        if finds(copy, seconds, shown, notebook, expected) != "survived": raise RuntimeError(f"{notebook} fails without a mutant")
+        if finds(copy, 4 * seconds, shown, notebook, expected) != "survived":
+            print(f"{notebook} fails or takes long without a mutant: it is left out", flush=True)
+            expected.write_text("")
         copy.plant(module, code)
-    said = finds(copy, seconds, shown, notebook, expected)
+    if not expected.read_text(): return found
+    said = finds(copy, 4 * seconds, shown, notebook, expected)
     return "killed by its notebook" if said == "killed" else said
 
 
