@@ -216,6 +216,8 @@ def report(table):
     for module, own in table.groupby("module"):
         counts = [own.outcome.eq(kind).sum() for kind in ("killed", "killed by its notebook", "timeout", "survived")]
         text.append(f"| {module} | {len(own)} | " + " | ".join(map(str, counts)) + " |")
+    waiting = [module for module in modules() if module not in set(table.module)]
+    if waiting: text += ["", f"Not tried yet: {', '.join(waiting)}."]
     text += ["", "## Survivors", "", "| module | line | was | became | why it survives |", "|---|---|---|---|---|"]
     def code(words): return "`" + str(words).replace("|", "\\|") + "`"
     for row in table[alive].itertuples():

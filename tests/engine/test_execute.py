@@ -88,6 +88,27 @@ def test_a_line_tells_of_an_epoch():
     assert line([one, two], [rated(80.0), rated(None)], 3) == "seed 0, resnet8_w4, resnet8: classify 2/3, val 80.00 %, 3 s; diverged: resnet8-ce-seed0"
 
 
+def test_every_result_has_the_facts_of_its_own_entry(tmp_path):
+    "And a teacher that no entry asks for those of a teacher."
+    runs = [replace(run, phases=(replace(PHASE, epochs=1),)) for run in (RUN, TAUGHT)]
+    entries = Entry(runs[0], "student", "student", "t", "s", "matched"), Entry(runs[1], "distilled", "kd", "t", "s", "as-published")
+    results = module.execute(Plan("toy", entries, "quick", IMAGES.identity), IMAGES, Store(tmp_path), module.How(live=False))
+    assert {(r["role"], r["row"], r["protocol"], r["preset"]) for r in results.values()} == {
+        ("student", "student", "matched", "quick"), ("distilled", "kd", "as-published", "quick"), ("teacher", "teacher", "", "quick")}
+    assert results[runs[1].key]["row"] == "kd" and results[runs[0].key]["row"] == "student"
+
+
+def test_an_epoch_is_reported_with_its_seconds_and_its_points(monkeypatch):
+    told = []
+    progress = type("Told", (), {"epoch": lambda self, *given: told.append(given)})()
+    session = type("Session", (), {"how": module.How(live=False), "progress": progress})()
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1007.0)
+    one, = learners(RUN)
+    one.history = [{}, {}]
+    module.report_epoch([one], [rated(80.0)], session, 1000.0)
+    assert told == [("resnet8_w4-ce-seed0: classify 2/3, val 80.00 %, 7 s", {"resnet8_w4-ce-seed0": (2, 80.0)})]
+
+
 def test_the_summary_says_who_trained_what(tmp_path):
     progress = Progress(1, 3, live=False)
     progress.end(3)
