@@ -13,7 +13,7 @@ from typing import ClassVar
 from ..data.images import Images, data_names
 from ..engine.run import BENCHMARK_EPOCHS, Entry, Phase, Run, distill
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
-                                         phase_text, refusal, terms_of)
+                                         phase_text, terms_of)
 from .weights import BY_PAIR, CRD, METHODS, Method, method_of
 from ..parameters import words
 from ..registry import models, unknown
@@ -185,7 +185,7 @@ class CRDBenchmark(Experiment):
         needs = {term.source for term in row.build()}
         if "assistant" in needs and "-".join(pair) not in ASSISTANTS:
             return f"{row.spec} needs a network between {' and '.join(pair)}, and none is known."
-        return refusal(row, *pair, images)
+        return super().refused(row, pair, images)
 
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
         return [*data_choices(images), *training_choices(self), *weight_choices(),

@@ -354,9 +354,8 @@ class Experiment(Parameters):
     def check_batch(self, images: Images):
         "Raises `InputError` where a batch was asked for that is larger than the data set."
         n = len(images.train_y)
-        for batch in filter(None, (self.batch, *(row.batch for row in self.rows))):
-            if batch > n:
-                raise InputError(f"batch={batch} is more than the {n} training images of {images.name}.")
+        if self.batch and self.batch > n: raise InputError(
+            f"batch={self.batch} is more than the {n} training images of {images.name}.")
 
     def check_rows(self, entries, images: Images):
         "Raises `InputError` where a loss was asked for by name and can be run for no pair."
@@ -372,6 +371,9 @@ class Experiment(Parameters):
 
     def refused(self, row: Row, pair: tuple[str, str], images: Images) -> str:
         "Tells why a row cannot be run for a pair; \"\" where it can."
+        n = len(images.train_y)
+        if row.batch and row.batch > n:
+            return f"{row.spec}: {row.batch} images are more than the {n} of {images.name}."
         return refusal(row, *pair, images)
 
     def refusals(self, images: Images) -> list[str]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 from ..data.images import Images, data_names
 from ..engine.run import Entry, Phase, Run, distill, weighted
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
-                                         phase_text, refusal, terms_of)
+                                         phase_text, terms_of)
 from .weights import method_of
 from ..registry import InputError, losses, unknown
 
@@ -151,7 +151,7 @@ class Lee2025(Experiment):
         found = [Entry(teacher, "teacher", "teacher", *pair)]
         found += [Entry(run, "student", "student", *pair) for run in (student, twin)]
         for row in self.rows:
-            if refusal(row, *pair, images): continue
+            if self.refused(row, pair, images): continue
             learner = row.batched(student)
             run = distill(learner, self.terms(row), teacher, self.assistant(teacher, student))
             if run.teacher and run.teacher != teacher:

@@ -155,3 +155,20 @@ def test_the_board_has_every_number_of_a_record(tmp_path):
     Board().add("run", 1, record)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     assert set(EventAccumulator(str(tmp_path/"run")).Reload().Tags()["scalars"]) == {"loss", "val/top1", "val/top5"}
+
+
+@pytest.mark.parametrize("notebook,named,seen", [(True, True, True), (True, False, False), (False, True, False), (False, False, False)])
+def test_a_notebook_is_watched_where_a_server_named_it(monkeypatch, notebook, named, seen):
+    monkeypatch.setattr(progress, "in_notebook", lambda: notebook)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    if named: monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
+    assert progress.watched() == seen
+
+
+def test_bars_move_twice_a_second_at_most(monkeypatch):
+    now, shown = [100.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    p = Progress(100, 1, live=False)
+    monkeypatch.setattr(p, "show", lambda: shown.append(now[0]) or setattr(p, "shown", now[0]))
+    for now[0] in (100.0, 100.2, 100.5, 100.6, 101.0, 101.2): p.tick(1)
+    assert shown == [100.0, 100.6, 101.2] and p.done == 6

@@ -12,7 +12,7 @@ import pytest
 from test_report_text import rendered
 
 from kdnb.registry import InputError
-from kdnb.report.measures import COLUMNS, About, described, measured, pivoted, read_measures, spread_text, write_measures
+from kdnb.report.measures import COLUMNS, About, described, measure_tables, measured, pivoted, read_measures, spread_text, write_measures
 
 WHAT = {"data": "digits", "preset": "quick", "changes": "", "protocol": "", "teacher": "resnet14", "student": "resnet8", "objective": "ce", "method": "gram",
         "measure": "CKA", "place": "stage 1", "seed": 0, "key": "k0"}
@@ -118,3 +118,9 @@ def test_a_folder_or_bytes_in_the_file_s_place_are_refused(tmp_path):
     (tmp_path/"measures.csv").unlink()
     (tmp_path/"measures.csv").mkdir()
     with pytest.raises(InputError, match="measures.csv is not a file of measures"): read_measures(tmp_path)
+
+
+def test_sections_come_in_the_order_of_their_numbers_and_are_named_by_preset_protocol_and_changes():
+    rows = [ROWS[0] | {"data": "z", "preset": "", "protocol": ""}, ROWS[0] | {"data": "a", "changes": "epochs 1", "protocol": "matched"}, ROWS[0]]
+    headings = [text for text in measure_tables(measured(rows), About("x")) if text.startswith("## ")]
+    assert headings == ["## CKA: z", "## CKA: a (quick, matched, epochs 1)", "## CKA: digits (quick)"]

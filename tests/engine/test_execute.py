@@ -1,0 +1,292 @@
+"The small parts that an execution is made of: what work costs, what is said, what shares a batch."
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+
+import kdnb.engine.execute as module
+from kdnb.contract import Out
+from kdnb.data.images import load_images
+from kdnb.data.views import Views
+from kdnb.engine.execute import (cache_of, cache_path, costs, enumerate_views, epochs_asked, expected, groups, image_cost, line, members, out_of_memory,
+                                 record_of, summary_line, too_large, training, work)
+from kdnb.engine.learner import Learner, is_unsafe, laid_out
+from kdnb.engine.optimisers import optimisers
+from kdnb.engine.progress import Progress
+from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted, distill, optimised, staged, weighted, worded
+from kdnb.engine.teacher_cache import TeacherCache, as_taught, halved, load_cache, save_cache
+from kdnb.engine.train import Teachers
+from kdnb.registry import InputError
+from kdnb.store import Store
+
+IMAGES = load_images("digits").split(validation=10, train=24, test=10)
+PHASE = Phase("classify", 3, 8, 0.05)
+RUN = Run("resnet8_w4", "ce", (PHASE,), IMAGES.identity, 0)
+TAUGHT = replace(RUN, terms=(Weighted("kd"),), teacher=replace(RUN, net="resnet8"))
+PEERS = replace(RUN, terms=(Weighted("dml"),), peer="resnet8")
+COST = {"resnet8_w4": 10, "resnet8": 100}
+
+
+def test_an_image_costs_three_passes_of_all_that_learn_and_one_of_the_teacher():
+    assert [image_cost(RUN, kind, COST) for kind in ("classify", "initial", "contrast", "linear")] == [30, 30, 60, 10]
+    assert [image_cost(TAUGHT, kind, COST) for kind in ("classify", "linear")] == [130, 110] and image_cost(PEERS, "classify", COST) == 330
+
+
+def test_the_work_of_a_run_is_that_of_its_phases():
+    phases = Phase("contrast", 2, 8, 0.1), Phase("linear", 5, 8, 0.1)
+    assert work(RUN, IMAGES, COST) == 24 * 3 * 30 and work(replace(RUN, phases=phases), IMAGES, COST) == 24 * (2 * 60 + 5 * 10)
+
+
+def test_costs_are_counted_once_for_every_network():
+    found = costs([RUN, TAUGHT, PEERS], IMAGES)
+    assert list(found) == ["resnet8", "resnet8_w4"] and found["resnet8"] > 8 * found["resnet8_w4"] > 0
+
+
+def test_the_expected_time_is_work_over_pace_and_is_not_measured_for_a_little(monkeypatch):
+    told = []
+    monkeypatch.setattr(module, "pace", lambda step, units: told.append(units) or step() or 4.0)
+    assert expected(1.1e12, IMAGES, COST) == 0 and told == []
+    assert expected(1.2e12, IMAGES, COST) == 3e11 and told == [16 * 3 * 100]
+
+
+def test_epochs_are_asked_once_for_a_seed_and_schedule():
+    twice = [TAUGHT, replace(TAUGHT, terms=(Weighted("mse"),))]
+    assert epochs_asked(twice) == 3 and epochs_asked([*twice, replace(TAUGHT, seed=1)]) == 6
+    first = replace(TAUGHT, phases=(replace(PHASE, kind="initial", epochs=2), PHASE))
+    assert epochs_asked([first]) == 5 and epochs_asked([replace(RUN, phases=(Phase("contrast", 4, 8, 0.1), Phase("linear", 2, 8, 0.1)))]) == 0
+
+
+def learners(*runs): return [Learner(replace(run, teacher=None, terms=()), IMAGES) for run in runs]
+
+
+def test_learners_share_a_batch_where_they_see_the_same_images_next():
+    one, other, seed, phase = learners(RUN, replace(RUN, net="resnet8"), replace(RUN, seed=1), replace(RUN, phases=(replace(PHASE, batch=4),)))
+    assert groups([one, seed, other, phase]) == [[one, other], [seed], [phase]]
+    other.step = 1
+    assert groups([one, other]) == [[one], [other]]
+    other.step, other.epoch = 0, 1
+    assert groups([one, other]) == [[one], [other]]
+    deep = learners(RUN)[0]
+    deep.run = TAUGHT
+    half = learners(replace(RUN, precision="bf16"))[0]
+    assert groups([one, deep, half]) == [[one], [deep], [half]] and groups([]) == []
+
+
+def test_a_group_is_named_by_its_networks():
+    assert members(learners(replace(RUN, net="resnet8"), RUN, RUN)) == "resnet8, 2 x resnet8_w4" and members(learners(RUN)) == "resnet8_w4"
+
+
+def rated(top1): return {"phase": "classify", "epoch": 2, "val": None if top1 is None else {"top1": top1}, "test": None}
+
+
+def test_a_line_tells_of_an_epoch():
+    one, two = learners(RUN, replace(RUN, net="resnet8"))
+    assert line([one], [rated(None)], 3) == "resnet8_w4-ce-seed0: classify 2/3, 3 s"
+    assert line([one], [rated(71.234)], 3) == "resnet8_w4-ce-seed0: classify 2/3, val 71.23 %, 3 s"
+    assert line([one, two], [rated(80.0), rated(71.5)], 3) == "seed 0, resnet8_w4, resnet8: classify 2/3, val 71.50 to 80.00 %, 3 s"
+    two.diverged = "NaN at epoch 2, step 1"
+    assert line([one, two], [rated(80.0), rated(None)], 3) == "seed 0, resnet8_w4, resnet8: classify 2/3, val 80.00 %, 3 s; diverged: resnet8-ce-seed0"
+
+
+def test_every_result_has_the_facts_of_its_own_entry(tmp_path):
+    "And a teacher that no entry asks for those of a teacher."
+    runs = [replace(run, phases=(replace(PHASE, epochs=1),)) for run in (RUN, TAUGHT)]
+    entries = Entry(runs[0], "student", "student", "t", "s", "matched"), Entry(runs[1], "distilled", "kd", "t", "s", "as-published")
+    results = module.execute(Plan("toy", entries, "quick", IMAGES.identity), IMAGES, Store(tmp_path), module.How(live=False))
+    assert {(r["role"], r["row"], r["protocol"], r["preset"]) for r in results.values()} == {
+        ("student", "student", "matched", "quick"), ("distilled", "kd", "as-published", "quick"), ("teacher", "teacher", "", "quick")}
+    assert results[runs[1].key]["row"] == "kd" and results[runs[0].key]["row"] == "student"
+
+
+def test_an_epoch_is_reported_with_its_seconds_and_its_points(monkeypatch):
+    told = []
+    progress = type("Told", (), {"epoch": lambda self, *given: told.append(given)})()
+    session = type("Session", (), {"how": module.How(live=False), "progress": progress})()
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1007.0)
+    one, = learners(RUN)
+    one.history = [{}, {}]
+    module.report_epoch([one], [rated(80.0)], session, 1000.0)
+    assert told == [("resnet8_w4-ce-seed0: classify 2/3, val 80.00 %, 7 s", {"resnet8_w4-ce-seed0": (2, 80.0)})]
+
+
+def test_the_summary_says_who_trained_what(tmp_path):
+    progress = Progress(1, 3, live=False)
+    progress.end(3)
+    where = f"{tmp_path.resolve()/'runs'}"
+    assert summary_line(progress, 5, 3, Store(tmp_path)) == f"3 runs were trained now; 2 were found finished in {where}."
+    assert summary_line(progress, 5, 4, Store(tmp_path)) == f"3 runs were trained now; 1 were found finished in {where}; 1 were trained by another process."
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    for error in (torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+                  RuntimeError("could not create a primitive")): assert out_of_memory(error)
+    assert not out_of_memory(RuntimeError("shapes cannot be multiplied")) and not out_of_memory(ValueError("memory"))
+
+
+def test_who_does_not_fit_is_named():
+    error = too_large({RUN.key: "tried 3 GiB"}, [RUN, TAUGHT])
+    assert isinstance(error, InputError) and str(error).startswith("resnet8_w4-ce-seed0 does not fit into memory (tried 3 GiB). A smaller batch")
+
+
+def test_training_in_words(): assert training(PHASE) == "3 epochs, batch 8, learning rate 0.05, cosine"
+
+
+def test_a_divergence_has_no_predictions_in_its_record():
+    learner, = learners(RUN)
+    learner.diverged, learner.seconds = "NaN at epoch 1, step 2", 1.23456
+    learner.history = [{"epoch": 1, "val": {"top1": 1.0}, "test": {"top1": 1.0}}]
+    record = record_of(learner, {"role": "student"}, "mark")
+    assert record["outcome"] == learner.diverged and record["predictions"] is None and record["scores"] == {} and record["history"] == learner.history
+    assert record["seconds"] == 1.23 and record["weights"] == "mark" and record["role"] == "student"
+
+
+def test_all_views_are_asked_once_and_no_more_than_fit(tmp_path, monkeypatch):
+    run = replace(TAUGHT, phases=(replace(PHASE, batch=10),))
+    module.execute(Plan("toy", (Entry(run.teacher, "teacher", "teacher", "t", "s"),), "quick", IMAGES.identity), IMAGES, Store(tmp_path),
+                   module.How(live=False))
+    for budget, whole in ((4e9, True), (100.0, False)):
+        monkeypatch.setattr(module, "CACHE", budget)
+        cache = cache_of(run, ("logits",), Store(tmp_path), IMAGES)
+        asked = []
+        net = module.load_net(run.teacher, Store(tmp_path), IMAGES)
+        net.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+        teachers = Teachers({run.teacher.key: net}, {run.teacher.key: cache}, {run.teacher.key: ("logits",)})
+        enumerate_views(teachers, run.teacher.key, run, IMAGES)
+        views = Views(IMAGES.train_x, IMAGES).count
+        assert cache.used == (views * 24 if whole else 0) and asked == ([10] * (3 * views) if whole else [10])
+    assert cache_path("k", ("logits", "maps"), Store(tmp_path)) == tmp_path/"caches"/"k-logits-maps.safetensors"
+
+
+# learners
+
+@pytest.mark.parametrize("kernel,padding,stride,channels,per_group,unsafe", [
+    (1, 0, 2, 7, 1, True), (1, 0, 2, 8, 1, False), (1, 0, (1, 2), 4, 1, True), (1, 0, (2, 1), 4, 1, True), (1, 0, 1, 4, 1, False), (3, 0, 2, 4, 1, False),
+    (1, 1, 2, 4, 1, False), (1, 0, 2, 16, 4, True), (1, 0, 2, 32, 4, False), ((1, 3), 0, 2, 4, 1, False), (1, (0, 1), 2, 4, 1, False)])
+def test_which_convolutions_are_unsafe(kernel, padding, stride, channels, per_group, unsafe):
+    assert is_unsafe(torch.nn.Conv2d(channels, 32, kernel, stride, padding, groups=per_group)) == unsafe
+
+
+def test_a_convolution_laid_out_gives_what_it_gave():
+    for stride in (2, (1, 2), (3, 1)):
+        conv, x = torch.nn.Conv2d(4, 6, 1, stride), torch.randn(2, 4, 9, 7)
+        wanted = conv(x)
+        laid = laid_out(conv, x.device)
+        assert laid.stride == (1, 1) and laid(x).shape == wanted.shape
+        torch.testing.assert_close(laid(x), wanted, atol=1e-6, rtol=1e-5)
+    safe = torch.nn.Conv2d(8, 6, 1, 2)
+    assert laid_out(safe, torch.device("cpu")).stride == (2, 2) and not safe._forward_pre_hooks
+
+
+def test_the_contrastive_head_is_linear_relu_linear():
+    head = Learner(replace(RUN, objective="supcon", phases=(Phase("contrast", 1, 8, 0.1), Phase("linear", 1, 8, 0.1))), IMAGES).head
+    assert [type(m).__name__ for m in head] == ["Linear", "ReLU", "Linear"] and tuple(head[0].weight.shape) == (16, 16) and tuple(head[2].weight.shape) == (128, 16)
+    assert Learner(RUN, IMAGES).head is None
+
+
+# runs
+
+def test_a_weight_rises_to_its_full_size_over_its_epochs():
+    assert [Weighted("mse", 2.0, warmup=4).at(e) for e in range(6)] == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]
+    assert [Weighted("mse", 2.0, warmup=w).at(0) for w in (0, 1)] == [2.0, 2.0]
+
+
+def test_a_first_stage_has_its_share_of_the_epochs():
+    step = replace(PHASE, epochs=240, shape="step", cuts=(0.5,))
+    for epochs, first, expected in ((240, 30, 30), (24, 30, 3), (1, 30, 1), (120, 3, 2), (240, 1, 1)):
+        initial, then = staged((replace(step, epochs=epochs),), first)
+        assert initial == replace(step, kind="initial", epochs=expected, cuts=()) and then == replace(step, epochs=epochs)
+
+
+def test_a_term_in_words_says_what_differs():
+    assert worded(Weighted("mse", 0.01)) == "weight 0.01, normalize none, on logits" and "rising over 4 epochs" in worded(Weighted("mse", 1.0, warmup=4))
+    assert "rising" not in worded(Weighted("mse", 1.0, warmup=1)) and "rising over 2 epochs" in worded(Weighted("mse", 1.0, warmup=2))
+    assert replace(RUN, cross_entropy=0.1, terms=(Weighted("kd", 0.9),)).wording == "weight 0.9, T 4.0; cross-entropy 0.1" and RUN.wording == ""
+
+
+def test_a_student_is_given_what_its_losses_ask_for():
+    teacher, assistant = replace(RUN, net="resnet14"), replace(RUN, net="resnet10")
+    assert distill(RUN, (Weighted("kd"),), teacher) == replace(RUN, terms=(Weighted("kd"),), teacher=teacher)
+    assert distill(RUN, (Weighted("dml"),), teacher) == replace(RUN, terms=(Weighted("dml"),), peer="resnet14")
+    assert distill(RUN, (Weighted("takd"),), teacher, assistant).teacher == assistant
+    with pytest.raises(InputError, match="needs a network between resnet14 and resnet8_w4"): distill(RUN, (Weighted("takd"),), teacher)
+    assert [p.kind for p in distill(RUN, (Weighted("ab"),), teacher).phases] == ["initial", "classify"]
+    assert weighted("kd", 2, {"T": 4.0, "tau": 1.0}, 3) == Weighted("kd", 2.0, (), 3) and weighted("kd", 2, {"T": 2.0}).options == (("T", 2.0),)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 0}, {"epochs": -1}, {"kind": "x"}, {"shape": "x"}])
+def test_a_wrong_phase_is_refused(wrong):
+    with pytest.raises(InputError): replace(PHASE, **wrong)
+    assert replace(PHASE, epochs=1, batch=1)
+
+
+def test_an_optimiser_written_with_a_phase_keeps_what_is_not_the_phases():
+    made = optimised(PHASE, "adamw@lr=0.002@beta1=0.8")
+    assert (made.optimiser, made.lr, made.weight_decay) == ("adamw@beta1=0.8", 0.002, 0.05)
+    assert optimised(PHASE, "sgd") == replace(PHASE, optimiser="sgd")
+
+
+def test_what_decides_a_run_cannot_be_changed():
+    made = [(RUN, "net"), (PHASE, "lr"), (Weighted("kd"), "weight"), *((optimisers.build(name), "lr") for name in optimisers.names()),
+            (Entry(RUN, "student", "student", "t", "s"), "row"), (Plan("toy", (), "quick", IMAGES.identity), "table")]
+    for thing, name in made:
+        with pytest.raises(FrozenInstanceError): setattr(thing, name, 1)
+
+
+# what is kept of a teacher's answers
+
+def answers(n, d=3): return Out(torch.arange(float(n * d)).view(n, d), torch.ones(n, 2), maps=(torch.full((n, 2, 2, 2), 7.0), torch.full((n, 1), 1e9)))
+
+
+def cache(budget=4e9, taps=("logits", "maps"), about="a"): return TeacherCache({"about": about}, 3, 5, budget=budget, taps=taps)
+
+
+def test_answers_come_back_by_view_and_image_and_only_once_kept():
+    kept, view, index = cache(), torch.tensor([0, 2, 1]), torch.tensor([4, 0, 4])
+    assert not kept.has(view, index)
+    kept.keep(view, index, answers(3))
+    assert kept.has(view, index) and not kept.has(index % 3, index) and kept.used == 3 and (kept.hits, kept.asked) == (3, 9)
+    found = kept.look_up(view.flip(0), index.flip(0))
+    assert found.logits.equal(answers(3).logits.flip(0)) and found.embedding is None
+    assert [tuple(m.shape) for m in found.maps] == [(3, 2, 2, 2), (3, 1)] and found.maps[0].eq(7).all()
+    assert found.maps[1].eq(65504).all(), "cut to what half precision holds"
+    kept.keep(torch.tensor([0, 0]), torch.tensor([4, 3]), Out(torch.full((2, 3), -1.0), torch.ones(2, 2), answers(2).maps))
+    assert kept.used == 4 and kept.look_up(torch.tensor([0, 0]), torch.tensor([4, 3])).logits.tolist() == [[0, 1, 2], [-1, -1, -1]]
+
+
+def test_the_first_answer_is_kept_beside_any_number_of_others():
+    kept = TeacherCache({}, 1, 5000, taps=("logits",))
+    for part in torch.arange(5000).split(1000): kept.keep(torch.zeros_like(part), part, Out(part[:, None].float() % 2048, torch.ones(1000, 1)))
+    every = torch.arange(5000)
+    assert kept.used == 5000 and kept.look_up(torch.zeros_like(every), every).logits[:, 0].equal(every.float() % 2048)
+    assert kept.rows["logits"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("budget,fits", [(0, 0), (23, 0), (24, 1), (47, 1), (48, 2), (49, 2)])
+def test_answers_are_kept_as_far_as_the_budget_goes(budget, fits):
+    kept = cache(budget)   # an answer has 3 + 8 + 1 numbers of two bytes
+    for i in range(3): kept.keep(torch.tensor([0]), torch.tensor([i]), answers(1))
+    assert kept.used == fits and kept.width == 12
+
+
+def test_what_is_kept_is_written_and_read_for_the_same_teacher_alone(tmp_path):
+    kept, view, index = cache(), torch.tensor([0, 2, 1]), torch.tensor([4, 0, 4])
+    assert not load_cache(cache(), tmp_path/"none")
+    kept.keep(view, index, answers(3))
+    save_cache(kept, tmp_path/"c")
+    again = cache()
+    assert load_cache(again, tmp_path/"c") and again.used == 3 and again.has(view, index) and not again.has(index % 3, index)
+    assert again.look_up(view, index).logits.equal(answers(3).logits) and again.look_up(view, index).maps[0].eq(7).all()
+    again.keep(torch.tensor([1]), torch.tensor([1]), answers(1))
+    assert again.used == 4 and again.look_up(view, index).logits.equal(answers(3).logits)
+    other = cache(about="b")
+    assert not load_cache(other, tmp_path/"c") and other.used == 0 and (tmp_path/"c").exists()
+    (tmp_path/"c").write_bytes(b"junk")
+    assert not load_cache(cache(), tmp_path/"c") and not (tmp_path/"c").exists()
+
+
+def test_students_see_half_precision_of_what_they_look_at():
+    out = Out(torch.tensor([[1 / 3, 1e9, -1e9]]), torch.ones(1, 2), maps=(torch.full((1, 1), 0.1),))
+    found = as_taught(out, ("logits", "maps"))
+    assert found.logits.tolist() == [[pytest.approx(1 / 3, abs=1e-4), 65504, -65504]] and found.logits.dtype == torch.float32
+    assert found.logits[0, 0] != out.logits[0, 0] and found.embedding is None and found.maps[0].equal(out.maps[0].half().float())
+    assert as_taught(out).embedding.equal(out.embedding) and halved(torch.tensor(70000.0)) == 65504
