@@ -18,9 +18,9 @@ def shard(image="image", label="label", **struct):
 
 
 def test_a_shard_has_a_struct_with_bytes_and_a_label():
-    assert columns(shard(bytes=b"", path=""), Path("p"), CIFAR10) == ("image", "label") and columns(shard("img", bytes=b""), Path("p"), CIFAR10)[0] == "img"
+    assert columns(shard(bytes=b"", path="").schema, Path("p"), CIFAR10) == ("image", "label") and columns(shard("img", bytes=b"").schema, Path("p"), CIFAR10)[0] == "img"
     for table in (shard(path=""), shard(other=b""), shard("picture", bytes=b""), shard(label="y", bytes=b""), pyarrow.table({"image": [b""], "label": [0]})):
-        with pytest.raises(InputError, match="p has the columns .*CIFAR-10 shards have"): columns(table, Path("p"), CIFAR10)
+        with pytest.raises(InputError, match="p has the columns .*CIFAR-10 shards have"): columns(table.schema, Path("p"), CIFAR10)
 
 
 @pytest.mark.parametrize("there,whole", [([0], False), ([0, 1], False), ([0, 1, 2], True)])
