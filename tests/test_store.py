@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from kdnb.engine.run import key_of
 from kdnb.registry import InputError
 from kdnb.store import ROOT, Store, digest_of, packed, predictions, read_record, read_tensors, sealed, shown, tensor_digest, write_tensors, write_whole
 
@@ -53,8 +54,8 @@ def test_tensors_come_back_as_they_were_written(tmp_path):
 
 @pytest.mark.parametrize("digest", ["0" * 64, "f" * 64])
 def test_tensors_that_are_not_those_written_are_refused(tmp_path, digest):
-    (tmp_path/"t").write_bytes(safetensors.torch.save(TENSORS, {"about": "{}", "digest": digest}))
-    with pytest.raises(InputError, match="does not hold the tensors"): read_tensors(tmp_path/"t")
+    (tmp_path/"t").write_bytes(safetensors.torch.save(TENSORS, {"about": "{}", "digest": digest, "seal": digest_of(["{}", digest])}))
+    with pytest.raises(InputError, match="does not hold what was written"): read_tensors(tmp_path/"t")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", safetensors.torch.save(TENSORS), safetensors.torch.save(TENSORS, {"about": "{"}),
@@ -107,13 +108,15 @@ def test_a_path_in_the_repository_is_shown_from_there():
 
 def test_the_own_result_goes_before_a_published_one(tmp_path):
     own, published = Store(tmp_path/"own", tmp_path/"published"), Store(tmp_path/"published")
-    published.finish(record(where="published"))
-    published.finish(record(key="other"))
-    assert own.found("k") == published.path("runs", "k") and own.results()["k"]["where"] == "published" and own.stamp("k") == 0
-    own.finish(record(where="own"))
-    assert own.found("k") == own.path("runs", "k") and own.results()["k"]["where"] == "own" and own.stamp("k") == own.path("runs", "k").stat().st_mtime_ns
-    assert set(own.results()) == {"k", "other"} and set(own.results(["k", "none"])) == {"k"} and own.found("none") is None
-    assert published.results()["k"]["where"] == "published" and own.folders == [tmp_path/"published", tmp_path/"own"]
+    config, second = ({"seed": seed, "phases": [], "terms": [], "teacher": None} for seed in (1, 2))
+    k, other = key_of(config), key_of(second)
+    published.finish(record(key=k, config=config, where="published"))
+    published.finish(record(key=other, config=second))
+    assert own.found(k) == published.path("runs", k) and own.results()[k]["where"] == "published" and own.stamp(k) == 0
+    own.finish(record(key=k, config=config, where="own"))
+    assert own.found(k) == own.path("runs", k) and own.results()[k]["where"] == "own" and own.stamp(k) == own.path("runs", k).stat().st_mtime_ns
+    assert set(own.results()) == {k, other} and set(own.results([k, "none"])) == {k} and own.found("none") is None
+    assert published.results()[k]["where"] == "published" and own.folders == [tmp_path/"published", tmp_path/"own"]
     assert Store(tmp_path/"own").folders == [tmp_path/"own"]
 
 
@@ -133,7 +136,7 @@ def test_a_result_lies_under_its_own_name(tmp_path):
 
 def test_a_plan_is_written_once_and_not_where_it_is_published(tmp_path):
     own, published = Store(tmp_path/"own", tmp_path/"published"), Store(tmp_path/"published")
-    plan, other = {"table": "t", "entries": []}, {"table": "t", "entries": [1]}
+    plan, other = {"table": "t", "entries": []}, {"table": "t", "entries": [{"run": "k"}]}
     path = published.add_plan(plan)
     assert path.name == digest_of(plan)[:16] + ".json" and len(path.stem) == 16
     own.add_plan(plan)
