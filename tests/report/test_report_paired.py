@@ -91,3 +91,8 @@ def test_rows_are_compared_as_each_alone():
         assert found["mean"][i] == pytest.approx(own.mean())
         assert (found["low"][i], found["high"][i]) == pytest.approx(interval(own) if len(own) > 1 else (-np.inf, np.inf))
         assert found["p"][i] == pytest.approx(p_value(own), nan_ok=True)
+
+
+@pytest.mark.parametrize("sd", [20.0, 150.0])
+def test_the_detectable_gap_grows_with_the_spread(sd):
+    assert detectable(sd, 3) == pytest.approx(sd * detectable(1.0, 3), rel=1e-6)
