@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kdnb.data.images import load_images
 from kdnb.data.views import StrongViews, Views, chance, colours, order, uniforms, windows
@@ -156,3 +158,23 @@ def test_many_strong_views_are_those_of_each_image_alone():
     for i in (0, 127, 128, 255, 256, 299):
         one = views.pair(0, 0, index[i:i + 1])
         torch.testing.assert_close(torch.stack([both[i], both[300 + i]]), one, atol=1e-4, rtol=1e-4)
+
+
+any_number = st.integers(0, 2**31 - 1)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(seed=any_number, epoch=any_number, index=st.lists(any_number, min_size=1, max_size=5), stream=st.integers(0, 9))
+def test_any_seed_epoch_and_index_give_the_hash_of_plain_numbers(seed, epoch, index, stream):
+    assert chance(seed, epoch, torch.tensor(index), stream).tolist() == [hashed(seed, epoch, i, stream) for i in index]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(seed=any_number, epoch=any_number, index=st.lists(st.integers(0, 127), min_size=1, max_size=5))
+def test_a_view_depends_on_seed_epoch_and_image_alone(seed, epoch, index):
+    for views in (Views(DIGITS.train_x, DIGITS), StrongViews(DIGITS.train_x, DIGITS)):
+        made = views.batch if type(views) is Views else views.pair
+        whole, alone = made(seed, epoch, torch.tensor(index)), [made(seed, epoch, torch.tensor([i])) for i in index]
+        parts = torch.cat(alone) if type(views) is Views else torch.cat([part[:1] for part in alone] + [part[1:] for part in alone])
+        assert whole.isfinite().all() and (whole.equal(parts) if type(views) is Views else torch.allclose(whole, parts, atol=1e-4))
+    assert sorted(order(seed, epoch, 16).tolist()) == list(range(16))
