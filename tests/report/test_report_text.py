@@ -14,7 +14,7 @@ from kdnb.report.cells import PRINTED, flat, laid_out, of_section, sections_of, 
 from kdnb.report.example import DIGITS, config_of, diverged, keyed, many_losses, plan_of, result_of, scores_of, three_runs, two_pairs
 from kdnb.report.measures import COLUMNS, About, write_measures
 from kdnb.report.write import write_report
-from kdnb.report.text import (code_text, difference_text, escape, labels, log_text, markdown, missing_text, notes_text, overviews, plain, readable,
+from kdnb.report.text import (blocks, code_text, difference_text, escape, labels, log_text, markdown, missing_text, notes_text, overviews, plain, readable,
                               reading, score_text, settings_text, show)
 
 NASTY = ["a|b", "*star* **bold**", "_under_ __score__ snake_case", "`code`", "<b>tag</b> <script>alert(1)</script>", "a & b &amp; c", "[link](http://x)",
@@ -245,3 +245,12 @@ def test_the_asked_runs_alone_are_shown():
     assert "loss01" in show(plans, results, layout()) and "loss01" not in show([own], results, layout())
     with pytest.raises(InputError, match="nothing to report"): show(plans, {}, layout())
     with pytest.raises(InputError, match="nothing to report"): log_text(plans, {}, layout())
+
+
+def test_a_column_wider_than_the_page_has_a_block_of_its_own():
+    assert blocks([10, 20, 100, 100, 5], 50) == [[0, 1], [0, 2], [0, 3], [0, 4]] and blocks([10, 100], 50) == [[0, 1]]
+
+
+def test_a_plan_without_a_note_hides_none_of_the_others():
+    plan = plan_of(grid(SCORES))
+    assert "a word" in notes_text([plan | {"note": ""}, plan | {"note": "a word"}]) and notes_text([plan | {"note": ""}]) == ""
