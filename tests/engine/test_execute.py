@@ -284,6 +284,14 @@ def test_what_is_kept_is_written_and_read_for_the_same_teacher_alone(tmp_path):
     assert not load_cache(cache(), tmp_path/"c") and (tmp_path/"c").read_bytes() == b"junk", "told, and written over at the next save"
 
 
+def test_all_answers_are_read_again_whatever_they_are_called(tmp_path):
+    kept, view, index = cache(taps=("logits", "stem")), torch.tensor([0, 1]), torch.tensor([2, 3])
+    kept.keep(view, index, answers(2)._replace(stem=torch.full((2, 1, 2, 2), 3.0)))
+    save_cache(kept, tmp_path/"c")
+    again = cache(taps=("logits", "stem"))
+    assert load_cache(again, tmp_path/"c") and again.look_up(view, index).stem.eq(3).all() and again.look_up(view, index).logits.equal(answers(2).logits)
+
+
 def test_students_see_half_precision_of_what_they_look_at():
     out = Out(torch.tensor([[1 / 3, 1e9, -1e9]]), torch.ones(1, 2), maps=(torch.full((1, 1), 0.1),))
     found = as_taught(out, ("logits", "maps"))

@@ -118,3 +118,9 @@ def test_cells_are_computed_once_and_a_thousand_results_take_seconds(tmp_path, m
     start = time.process_time()
     table = write_report(tmp_path, plans, results, layout(), {}, figures=False)
     assert time.process_time() - start < 10 and len(table) == 333 and len(calls) == 1
+
+
+def test_numbers_are_written_with_four_decimals(tmp_path):
+    table = write_report(tmp_path, *two_pairs(), layout())
+    text = (tmp_path/"table.csv").read_text()
+    assert re.search(r"\.\d{3,4}\b", text) and not re.search(r"\.\d{5}", text) and len(table)
