@@ -80,6 +80,12 @@ def test_predictions_of_256_classes_take_a_byte_each():
     assert sizes == [10, 10, 20]
 
 
+def test_a_prediction_is_below_the_number_of_classes():
+    kept = packed(np.array([0, 1, 2]), 3)
+    assert predictions({"predictions": kept}).tolist() == [0, 1, 2]
+    with pytest.raises(InputError): predictions({"predictions": kept | {"classes": 2}})
+
+
 def spoiled(change):
     made = json.loads(sealed(record()))
     change(made)

@@ -40,7 +40,7 @@ TESTS = {
     "kdnb/engine/*.py": TRAINING,
     "kdnb/scores.py": ("tests/test_scores.py",),
     "kdnb/store.py": ("tests/test_store.py", "tests/engine/test_queue.py", "tests/engine/test_records.py", "tests/engine/test_damage.py"),
-    "kdnb/data/pickles.py": ("tests/data/test_data.py", "tests/data/test_damaged.py"),
+    "kdnb/data/pickles.py": ("tests/data/test_pickles.py", "tests/data/test_data.py", "tests/data/test_damaged.py"),
     "kdnb/data/corruptions.py": ("tests/data/test_corruptions.py",),
     "kdnb/data/views.py": ("tests/data/test_views.py",),
     "kdnb/data/files.py": ("tests/data/test_files.py", "tests/data/test_data.py", "tests/data/test_images.py"),
