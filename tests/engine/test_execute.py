@@ -1,5 +1,6 @@
 "The small parts that an execution is made of: what work costs, what is said, what shares a batch."
 from dataclasses import FrozenInstanceError, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -298,3 +299,13 @@ def test_students_see_half_precision_of_what_they_look_at():
     assert found.logits.tolist() == [[pytest.approx(1 / 3, abs=1e-4), 65504, -65504]] and found.logits.dtype == torch.float32
     assert found.logits[0, 0] != out.logits[0, 0] and found.embedding is None and found.maps[0].equal(out.maps[0].half().float())
     assert as_taught(out).embedding.equal(out.embedding) and halved(torch.tensor(70000.0)) == 65504
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_only_who_watches_is_told(tmp_path, monkeypatch, live):
+    said = []
+    monkeypatch.setattr(module, "tell", said.append)
+    queue = SimpleNamespace(news=lambda: "waiting for x")
+    session = SimpleNamespace(how=module.How(live=live), stop=SimpleNamespace(asked=False), progress=SimpleNamespace(wait=lambda: None))
+    module.wait(queue, session)
+    assert said == ["waiting for x"] * live

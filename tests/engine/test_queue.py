@@ -1,12 +1,9 @@
 "What has to be trained, in which order, and by whom."
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
-import kdnb.engine.execute as execution
 from kdnb.data.images import Identity
-from kdnb.engine.execute import How
 from kdnb.engine.queue import Queue, claim, closure, depth, pending, ready
 from kdnb.engine.run import Phase, Run, Weighted
 from kdnb.store import Store, write_whole
@@ -143,13 +140,3 @@ def test_who_waits_for_several_runs_of_one_holder_says_so_once(tmp_path):
     assert len(one.take()) == 3 and other.take() == []
     assert other.news().startswith(f"waiting for {runs[0].label} and 2 more, held by ") and other.news() == "", "once a minute"
     one.release()
-
-
-@pytest.mark.parametrize("live", [True, False])
-def test_only_who_watches_is_told(tmp_path, monkeypatch, live):
-    said = []
-    monkeypatch.setattr(execution, "tell", said.append)
-    queue = SimpleNamespace(news=lambda: "waiting for x")
-    session = SimpleNamespace(how=How(live=live), stop=SimpleNamespace(asked=False), progress=SimpleNamespace(wait=lambda: None))
-    execution.wait(queue, session)
-    assert said == ["waiting for x"] * live
