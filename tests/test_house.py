@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 MODULES = sorted(p for p in (ROOT/"kdnb").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 ROOMS = ["ground", "data", "losses", "models", "engine", "report", "experiments", "analysis", "bench"]
-GROUND = ["errors", "registry", "style", "contract", "scores", "checks", "store", "parameters", "publish"]
+GROUND = ["errors", "sources", "registry", "style", "contract", "scores", "checks", "store", "parameters", "publish"]
 
 
 def name(path): return str(path.relative_to(ROOT))
