@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'assigned', 'injected', 'typed', 'declared', 'executed', 'check_names', 'given', 'flag', 'words', 'counted',
-           'could_be_folder', 'folder', 'torch_device', 'device_name']
+           'could_be_folder', 'folder', 'check_device', 'no_device', 'torch_device', 'device_name']
 
 # %% ../nbs/35_parameters.ipynb #c2
 import ast
@@ -118,15 +118,26 @@ def folder(name: str, value, default: Path) -> Path:
     return found
 
 # %% ../nbs/35_parameters.ipynb #c36
+def check_device(value):
+    "Raises `InputError` for a word that names no kind of device, before PyTorch is asked."
+    if isinstance(value, str) and value.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise no_device(value)
+
+
+def no_device(value) -> InputError:
+    "Gives the error for what names no device, to be raised by the caller."
+    return InputError(f"device={brief(value)} is not one of auto, cpu, cuda, cuda:0 ….")
+
+
 def torch_device(value):
     """Gives the `torch.device` of a name: "auto", "cpu", "cuda" or "cuda:1";
     `InputError` where there is no such device."""
+    check_device(value)
     import torch
     if value == "auto": return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try: device = torch.device(value)
     except (RuntimeError, TypeError, ValueError): device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device={brief(value)} is not one of auto, cpu, cuda, cuda:0 ….")
+    if device is None or device.type not in ("cpu", "cuda"): raise no_device(value)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device={brief(value)} is not here: "
                          f"this machine has {torch.cuda.device_count()} GPUs that torch can use.")

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.images import Images
 from ..data.views import Views
@@ -45,6 +44,7 @@ COST = {"classify": 3, "initial": 3, "contrast": 6, "linear": 1}
 
 def flops(net: str, images: Images) -> int:
     "Counts the floating-point operations of one forward pass of a network on one image."
+    from torch.utils.flop_counter import FlopCounterMode  # half a second, which finished tables spare
     model = network(net, images).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *images.shape))

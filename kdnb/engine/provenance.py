@@ -19,8 +19,6 @@ import tokenize
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-
 import kdnb
 from .run import Run
 from ..parameters import device_name
@@ -84,7 +82,7 @@ def piece(name: str) -> str:
     "Gives the present digest of \"engine\", of \"loss NAME\" or of \"network NAME\"."
     kind, _, word = name.partition(" ")
     if kind == "engine": return code_digest(*ENGINE_MODULES)
-    return code_digest((losses if kind == "loss" else models).get(word).__module__)
+    return code_digest((losses if kind == "loss" else models).module(word))
 
 # %% ../../nbs/engine/20_provenance.ipynb #c16
 def code_of(run: Run) -> dict[str, str]:
@@ -123,6 +121,7 @@ def commit() -> str | None:
 # %% ../../nbs/engine/20_provenance.ipynb #c26
 def circumstances(device) -> dict:
     "Gives device, instruction set, versions, commit and time, for a result."
+    import torch
     cuda = torch.device(device).type == "cuda"
     name = device_name(device) + ("" if cuda else f", {torch.get_num_threads()} thread(s)")
     versions = {"python": platform.python_version(), "torch": torch.__version__,

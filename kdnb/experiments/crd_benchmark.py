@@ -103,8 +103,8 @@ class CRDBenchmark(Experiment):
 
     PRESETS: ClassVar[dict] = PRESETS
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check_words(self):
+        super().check_words()
         known = {"protocol": ("both", *PROTOCOLS), "data": data_names()}
         for kind, allowed in known.items():
             word = getattr(self, kind)

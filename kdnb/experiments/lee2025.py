@@ -83,7 +83,6 @@ def given_options(rows: tuple[Row, ...], given: dict) -> dict:
     "Gives the options that are not left to the losses; `InputError` where no loss has one."
     given = {k: v for k, v in given.items() if v is not None and v != "default"}
     names = [name for row in rows for name, *_ in row.losses]
-    for name in names: weighted(name, 1.0, given)
     for option in given:
         if not any(option in losses.options(name) for name in names):
             raise InputError(f"{option} was given, but none of the losses "
@@ -102,11 +101,16 @@ class Lee2025(Experiment):
 
     PRESETS: ClassVar[dict] = {"quick": QUICK, "fast": FAST, "paper": PAPER}
 
-    def __post_init__(self):
-        super().__post_init__()
+    def check_words(self):
+        super().check_words()
         if self.teacher not in [*TEACHERS]: raise unknown("teacher", self.teacher, TEACHERS)
         if self.data not in data_names(): raise unknown("data set", self.data, data_names())
         self.options
+
+    def check_values(self):
+        super().check_values()
+        for row in self.rows:
+            for loss, *_ in row.losses: weighted(loss, 1.0, self.options)
 
     def options_of(self, loss: str) -> dict:
         "Gives a loss's options: the recipe's, and those that were given."

@@ -14,12 +14,9 @@ import safetensors
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision import models as published
 
 from ..contract import Network, Out
 from ..data.images import Images
-from .torchvision import NAMES
-from .vit import as_map
 from ..registry import InputError, brief, models, parsed, unknown, whole
 
 # %% ../../nbs/models/80_pretrained.ipynb #c5
@@ -56,6 +53,9 @@ def expected(name: str, weights: str) -> Expected:
     if "weights" not in models.options(name):
         having = [other for other in models.names() if "weights" in models.options(other)]
         raise InputError(f"there are no published weights of {name}, only of {', '.join(having)}.")
+    from torchvision import models as published
+
+    from kdnb.models.torchvision import NAMES
     known = published.get_model_weights(NAMES.get(name, name))
     if weights not in known.__members__:
         raise unknown(f"weights of {name}:", weights, known.__members__)
@@ -82,6 +82,7 @@ class TimmTransformer(Network):
     def forward(self,
         x: Tensor,  # normalised images, `[b, ch, h, w]`, of any size
     ) -> Out:       # with stem, four maps, and the attention of the chosen block
+        from kdnb.models.vit import as_map
         if tuple(x.shape[-2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", antialias=True)
         net, maps, attention = self.net, [], ()
