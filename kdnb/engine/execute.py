@@ -224,10 +224,12 @@ class How:
 @contextmanager
 def determined(wanted: bool):
     "Has torch use deterministic algorithms only, where wanted, and as before afterwards."
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
+    if not wanted or torch.are_deterministic_algorithms_enabled():
+        yield  # setting it anew would import torch's compiler
+        return
+    torch.use_deterministic_algorithms(True)
     try: yield
-    finally: torch.use_deterministic_algorithms(before)
+    finally: torch.use_deterministic_algorithms(False)
 
 # %% ../../nbs/engine/70_execute.ipynb #c45
 class Stopped(KeyboardInterrupt):

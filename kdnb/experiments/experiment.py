@@ -18,7 +18,8 @@ from ..engine.provenance import code_now
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
 from ..parameters import (check_device, counted, flag, folder, given, torch_device,
                              words)
-from ..registry import InputError, brief, losses, parsed, positive, unknown, whole
+from ..registry import (InputError, brief, losses, models, parsed, positive, unknown,
+                           whole)
 from ..store import ROOT, NotWritten, Store, locked
 from ..store import shown as told
 
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from kdnb.report.cells import Layout
 
 # %% auto #0
-__all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'NOT_COMPARABLE', 'HIDDEN', 'Table', 'Row', 'named', 'row_of', 'rows_of', 'Preset',
-           'held_out', 'partly_hidden', 'shapes', 'refusal', 'refusal_of', 'paper_numbers', 'of_row', 'printed',
-           'Parameters', 'one_word', 'Experiment', 'terms_of', 'falls', 'phase_text', 'data_choices', 'common_choices']
+__all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'NOT_COMPARABLE', 'HIDDEN', 'OF_TORCHVISION', 'Table', 'Row', 'named', 'row_of',
+           'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal', 'refusal_of',
+           'paper_numbers', 'of_row', 'printed', 'Parameters', 'one_word', 'Experiment', 'terms_of', 'falls',
+           'phase_text', 'data_choices', 'common_choices']
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c4
 @dataclass(frozen=True)
@@ -143,9 +145,19 @@ def partly_hidden(images: Images, share: float) -> Images:
                    note=f"{images.note} {HIDDEN.format(share)}".strip())
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c24
+OF_TORCHVISION = ("kdnb.models.torchvision", "kdnb.models.vit", "kdnb.models.pretrained")
+
+
+def place_of(net: str) -> str:
+    """Tells where a network is looked at: small ones where it is quickest, large ones without memory,
+    for which torch imports its compiler, a second that they cost anyway."""
+    (name, options), *_ = parsed(net)
+    return "meta" if options or models.module(name) in OF_TORCHVISION else "cpu"
+
+
 @lru_cache(maxsize=None)
 def shapes(net: str, shape: tuple[int, int, int], classes: int) -> Out:
-    "Gives what a network says about two images of a shape, all zeros: nothing is computed."
+    "Gives all zeros in the shapes of what a network says about two images."
     import torch
 
     from kdnb.contract import Out
@@ -153,7 +165,7 @@ def shapes(net: str, shape: tuple[int, int, int], classes: int) -> Out:
     from kdnb.models.pretrained import network
     likeness = replace(load_images("digits"), classes=tuple(map(str, range(classes))),
                        mean=(0.5,) * shape[0], std=(0.5,) * shape[0])
-    with torch.device("meta"), torch.no_grad():
+    with torch.random.fork_rng([]), torch.device(place_of(net)), torch.no_grad():
         out = network(net, likeness).eval()(torch.zeros(2, *shape))
     return Out(*[each(value, lambda x: torch.zeros(x.shape)) for value in out])
 

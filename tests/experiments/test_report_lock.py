@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-import kdnb.experiments.experiment as module
+import kdnb.report.write as module
 from kdnb.experiments.lee2025 import Lee2025
 from kdnb.report.example import result_of
 from kdnb.store import Lock
