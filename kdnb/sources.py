@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['modules', 'tree_of', 'written', 'constants', 'evaluated', 'is_registration', 'names_in', 'registered',
-           'registrations', 'default', 'arguments', 'fields', 'defined', 'taken', 'Declared', 'declared']
+           'registrations', 'default', 'arguments', 'fields', 'defined', 'taken', 'Declared', 'declared', 'Later']
 
 # %% ../nbs/08_sources.ipynb #c2
 import ast
@@ -151,3 +151,10 @@ def declared(module: str) -> dict[str, Declared] | None:
     if pairs is None: return None
     return {name: Declared(module, names[0], definition)
             for names, definition in pairs for name in names}
+
+# %% ../nbs/08_sources.ipynb #l1
+class Later:
+    "A module that is imported when something of it is first used: `torch = Later(\"torch\")`."
+    def __init__(self, name: str): self._name = name
+
+    def __getattr__(self, part: str): return getattr(importlib.import_module(self._name), part)

@@ -14,7 +14,7 @@ from papermill import inspect_notebook
 from torch import nn
 
 from kdnb.analysis.cam import Maps, grad_cam, map_numbers
-from kdnb.analysis.compare import OtherImages, between, compared, outputs, rows_of, teachers, untrained
+from kdnb.analysis.compare import other_images, between, compared, outputs, rows_of, teachers, untrained
 from kdnb.analysis.layers import DEBIASED, EXACT, block_layers, cka_of, meeting
 from kdnb.analysis.logits import logit_differences
 from kdnb.analysis.normalisation import normalisation_specs, tried
@@ -251,7 +251,7 @@ def test_networks_of_other_depths_meet_from_the_deep_end():
 def test_controls(looked_into):
     p, nets = looked_into
     x = plain(p.images.test_x[:6], p.images)
-    with torch.no_grad(): assert OtherImages(nets[0].student)(x).logits.equal(nets[0].student(x.roll(1, 0)).logits)
+    with torch.no_grad(): assert other_images(nets[0].student)(x).logits.equal(nets[0].student(x.roll(1, 0)).logits)
     control, = logit_differences(teachers(nets)[0], p.images)[:1]
     assert 0 < control.abs().mean() < logit_differences(nets[0], p.images)[0].abs().mean()
     agreement = map_numbers(teachers(nets)[0], p.images, 1)
