@@ -26,12 +26,13 @@ if TYPE_CHECKING: from torch import Tensor
 torch, pd, plt = Later("torch"), Later("pandas"), Later("matplotlib.pyplot")
 
 # %% auto #0
-__all__ = ['torch', 'pd', 'plt', 'PRECISIONS', 'FORMS', 'TRIED', 'RIGHT', 'NORMALIZE', 'dtype_of', 'limits', 'failures',
+__all__ = ['torch', 'pd', 'plt', 'NORMALIZE', 'PRECISIONS', 'FORMS', 'TRIED', 'RIGHT', 'dtype_of', 'limits', 'failures',
            'outcome', 'safe_score', 'raised_loss', 'loss_of', 'normalised', 'main_failure', 'rounding', 'tried', 'word',
            'why_table', 'tried_nets', 'filed_errors', 'draw_tried', 'figure_tried', 'normalisation_specs',
            'normalisation_of', 'Normalisations', 'distilled', 'ended', 'trained_numbers', 'printed_normalisations']
 
 # %% ../../nbs/analysis/60_normalisation.ipynb #c5
+NORMALIZE = constants(tree_of("kdnb.contract"))["NORMALIZE"]
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -131,7 +132,6 @@ def rounding(s: Tensor, t: Tensor, tau: float) -> str:
 
 # %% ../../nbs/analysis/60_normalisation.ipynb #c25
 RIGHT = 0.04  # error of the gradient, relative to its length
-NORMALIZE = constants(tree_of("kdnb.contract"))["NORMALIZE"]
 
 
 def tried(s: Tensor, t: Tensor, y: Tensor, tau: float = 0.1) -> pd.DataFrame:
