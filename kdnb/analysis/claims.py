@@ -72,11 +72,12 @@ def fields_of(selector: str) -> dict[str, list[str]]:
             for name, _, values in (word.partition("=") for word in selector.split("&"))}
 
 # %% ../../nbs/analysis/80_claims.ipynb #c13
-def allowed(cell: Cell, name: str, values: list[str]) -> bool:
-    "Tells whether a cell's field has one of the values, and none of those with a `!`."
-    own = cell.words if name == "setting" else [getattr(cell, name)]
-    wrong = [value[1:] for value in values if value.startswith("!")]
-    return not set(own) & set(wrong) if wrong else bool(set(own) & set(values))
+def allowed(cells: list[Cell], name: str, values: list[str]) -> list[Cell]:
+    "Gives the cells whose field has one of the values, and none of those with a `!`."
+    right, wrong = set(values), {value[1:] for value in values if value.startswith("!")}
+    def fits(own): return wrong.isdisjoint(own) if wrong else not right.isdisjoint(own)
+    return [cell for cell in cells
+            if fits(cell.words if name == "setting" else (getattr(cell, name),))]
 
 # %% ../../nbs/analysis/80_claims.ipynb #c16
 def runnable(fields: dict[str, list[str]], paper: str) -> list[Cell]:
@@ -95,7 +96,8 @@ def selected(selector: str, paper: str, cells: list[Cell]) -> list[Cell]:
         return [Cell(paper, "", "another source", value=float(selector[6:]))]
     if selector.startswith("run:"): return runnable(fields_of(selector[4:]), paper)
     fields = {"paper": [paper]} | fields_of(selector)
-    found = [c for c in cells if all(allowed(c, *field) for field in fields.items())]
+    found = cells
+    for name, values in fields.items(): found = allowed(found, name, values)
     for name, values in reversed(fields.items()):
         if name != "setting" and len(values) > 1:
             found = sorted(found, key=lambda cell: values.index(getattr(cell, name)))

@@ -19,7 +19,7 @@ from .claims import Cell, Contrast, contrasts, digits_of, in_print, one_sum, sel
 from .verdict import collapse_verdict, verdict
 from ..engine.metrics import metrics
 from ..registry import losses, parsed
-from ..report.cells import flat
+from ..report.cells import flat, needed
 from ..report.measures import read_measures
 from ..report.paired import detectable, interval, seeds_needed
 from ..store import Store
@@ -192,7 +192,7 @@ def gathered(found: list[tuple[Address, Trial]]) -> Runs:
 # %% ../../nbs/analysis/82_evidence.ipynb #c45
 def evidence(store: Store) -> Runs:
     "Gives all comparable numbers of a store, by address."
-    results, found, frames = store.results(), [], [pd.DataFrame(columns=["key"])]
+    results, found, frames = store.results(take=needed), [], [pd.DataFrame(columns=["key"])]
     for table in tables_of(store, "plans/*/*.json"):
         frames.append(flat(store.plans(table), results))
         found += from_runs(frames[-1], results, table)

@@ -29,7 +29,8 @@ from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
 from ..models.pretrained import network
 from ..parameters import counted, flag, folder, given, torch_device, words
 from ..registry import InputError, brief, losses, parsed, positive, unknown, whole
-from ..report.cells import PRINTED, Layout, flat, of_section, sections_of, summary
+from ..report.cells import (PRINTED, Layout, flat, laid_out, of_section, sections_of,
+                               summary)
 from ..report.figures import figure_cells
 from ..report.text import escape, log_text, settings_text, show
 from ..report.write import write_report
@@ -440,9 +441,8 @@ class Experiment(Parameters):
 
     def figure(self, results: dict[str, dict]):
         "Draws the cells of the first section that was asked for."
-        table = self.summary(results)
-        part = of_section(table, sections_of(table)[0])
-        return figure_cells(part, self.flat(results), self.layout)
+        runs, table = laid_out(self.records, results, self.layout)
+        return figure_cells(of_section(table, sections_of(table)[0]), runs, self.layout)
 
     def write(self) -> str:
         """Writes the report of all runs of the table so far, read while no other process writes
@@ -460,7 +460,9 @@ class Experiment(Parameters):
         "Writes the report of all runs of the table so far; gives the rows that were asked for."
         place, current = self.write(), code_now(results.values())
         asked = self.records, results, self.layout, current
-        return Shown(f"{show(*asked)}\n\n{escape(place)}", f"{log_text(*asked)}\n\n{place}")
+        laid = laid_out(*asked[:3])
+        return Shown(f"{show(*asked, laid=laid)}\n\n{escape(place)}",
+                     f"{log_text(*asked, laid=laid)}\n\n{place}")
 
     @property
     def banner(self) -> Shown:
