@@ -10,6 +10,7 @@ __all__ = ['ROOT', 'PAPERS', 'EQUAL', 'HOLDS', 'FAILS', 'UNKNOWN', 'Cell', 'numb
 
 # %% ../../nbs/analysis/80_claims.ipynb #c2
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ class Contrast:
 
     def value(self, of) -> float:
         "The contrast, where `of` gives a cell's value; infinite for a run that diverged."
-        def total(side): return sum(weight * of(cell) for cell, weight in side.items())
+        def total(side): return math.fsum(weight * of(cell) for cell, weight in side.items())
         with np.errstate(invalid="ignore"):
             return float(np.mean([total(top) / (total(bottom) if bottom else 1)
                                   for top, bottom in self.parts]))
@@ -240,7 +241,7 @@ def closest(found: list[Contrast], values: np.ndarray) -> tuple[list[Contrast], 
 def errors(contrast: Contrast) -> float:
     "Gives a contrast in standard errors, from printed spreads; NaN where there are none."
     weights, _ = contrast.parts[0]
-    spread = sum((w * cell.std)**2 / cell.n_runs for cell, w in weights.items())
+    spread = math.fsum((w * cell.std)**2 / cell.n_runs for cell, w in weights.items())
     return contrast.value(in_print) / spread**0.5 if spread > 0 else np.nan
 
 # %% ../../nbs/analysis/80_claims.ipynb #c62

@@ -10,6 +10,7 @@ __all__ = ['PROBE', 'SCORES', 'HERE', 'PRESETS', 'Runs', 'PROTOCOLS', 'Address',
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c2
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -248,7 +249,7 @@ def planned(claim, cells: list[Cell]) -> float:
     if claim.relation in ("text", "eq", "diverges"): return np.nan
     needed = []
     for contrast in contrasts(claim, cells):
-        spread = sum((w * cell.std)**2 for cell, w in contrast.parts[0][0].items())**0.5
+        spread = math.fsum((w * cell.std)**2 for cell, w in contrast.parts[0][0].items())**0.5
         gap = abs(contrast.value(in_print))
         needed.append(seeds_needed(gap, spread) if spread > 0 else np.nan)
     return max(needed) if needed and not np.isnan(needed).any() else np.nan

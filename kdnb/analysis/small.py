@@ -16,7 +16,8 @@ from ..data.images import Images, fingerprint
 from ..data.views import Views
 from ..engine.learner import Learner
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, distill
-from ..engine.train import Teachers, frozen, train_epoch, views_for
+from ..engine.frozen import frozen
+from ..engine.train import Teachers, train_epoch, views_for
 
 # %% ../../nbs/analysis/05_small.ipynb #c4
 def train_small(
