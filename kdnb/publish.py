@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from .registry import InputError, unknown
-from .store import ROOT, Store, shown, write_whole
+from .store import ROOT, Store, shown, write_changed
 
 # %% ../nbs/40_publish.ipynb #c4
 def files_of(table: str, store: Store) -> list[Path]:
@@ -32,7 +32,7 @@ def publish(table: str, store: Store, reports: Path) -> list[Path]:
     files, made = files_of(table, store), []
     for path in files:
         made.append(Path(reports)/path.relative_to(store.folder))
-        write_whole(made[-1], path.read_bytes())
+        write_changed(made[-1], path.read_bytes())
     for old in (Path(reports)/table).glob("fig_*"):
         if old not in made: old.unlink()
     return made

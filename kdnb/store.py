@@ -32,11 +32,11 @@ from .registry import InputError, Registry
 if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
-__all__ = ['LEASE', 'NO_LOCKS', 'PASSING', 'MINUTE', 'DAY', 'UNREADABLE', 'SCHEMA', 'REMEDY', 'keys', 'ROOT', 'digest_of', 'here',
-           'runs_here', 'NotWritten', 'write_partial', 'write_whole', 'removed', 'Lock', 'locked', 'is_left', 'sweep',
-           'finite', 'read_json', 'tensor_digest', 'write_tensors', 'out_of_reach', 'read_tensors', 'unlike', 'packed',
-           'predictions', 'sealed', 'read_record', 'key_fits', 'are_numbers', 'fault', 'read_result', 'plan_name',
-           'read_plan', 'shown', 'Store']
+__all__ = ['LEASE', 'NO_LOCKS', 'PASSING', 'MINUTE', 'DAY', 'LARGE', 'UNREADABLE', 'SCHEMA', 'REMEDY', 'keys', 'ROOT',
+           'digest_of', 'here', 'runs_here', 'NotWritten', 'write_partial', 'write_whole', 'write_changed', 'removed',
+           'Lock', 'locked', 'is_left', 'sweep', 'finite', 'read_json', 'tensor_digest', 'write_tensors',
+           'out_of_reach', 'read_tensors', 'unlike', 'packed', 'predictions', 'sealed', 'read_record', 'key_fits',
+           'are_numbers', 'fault', 'read_result', 'plan_name', 'read_plan', 'shown', 'Store']
 
 # %% ../nbs/30_store.ipynb #c5
 def digest_of(value) -> str:
@@ -94,7 +94,15 @@ def write_whole(path: Path, content: bytes):
                 "Free the disk or choose another folder.")
         raise NotWritten(f"{path} cannot be written: {e.strerror or e}. {cure}") from None
 
-# %% ../nbs/30_store.ipynb #c14
+# %% ../nbs/30_store.ipynb #c15
+def write_changed(path: Path, content: bytes):
+    "Writes a file as `write_whole` does, unless it holds these bytes already."
+    try:
+        if path.read_bytes() == content: return
+    except OSError: pass
+    write_whole(path, content)
+
+# %% ../nbs/30_store.ipynb #c17
 def removed(path: Path):
     "Removes a file, if there is one; `NotWritten` where that cannot be."
     try: path.unlink(missing_ok=True)
@@ -102,7 +110,7 @@ def removed(path: Path):
         raise NotWritten(f"{path} cannot be removed: {e.strerror or e}. "
                          "Move it away, whatever lies there.") from None
 
-# %% ../nbs/30_store.ipynb #c17
+# %% ../nbs/30_store.ipynb #c20
 LEASE = 120.0  # seconds without a touch after which a claim has passed
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 PASSING = {errno.ESTALE, errno.EIO, errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT,
@@ -188,7 +196,7 @@ class Lock:
         "Gives the name free; what another process holds by now stays."
         with suppress(OSError): self.lease.release()
 
-# %% ../nbs/30_store.ipynb #c26
+# %% ../nbs/30_store.ipynb #c29
 MINUTE = 60.0  # seconds between two lines of who is waited for
 
 
@@ -204,7 +212,7 @@ def locked(path: Path, tell=print):
     try: yield lock
     finally: lock.release()
 
-# %% ../nbs/30_store.ipynb #c29
+# %% ../nbs/30_store.ipynb #c32
 DAY = 86400.0  # seconds
 
 
@@ -228,20 +236,24 @@ def sweep(folder: Path):
             if other.path.is_file() and other.take(): other.release()
     finally: lock.release()
 
-# %% ../nbs/30_store.ipynb #c34
+# %% ../nbs/30_store.ipynb #c37
 def finite(text: str) -> float:
     "Reads a number of JSON; `ValueError` where it is none or not finite."
     if math.isfinite(value := float(text)): return value
     raise ValueError(f"{text} is not a finite number")
 
 
+LARGE = re.compile(r"[\s:,\[]-?\d[\d.]*[eE]\+?\d{3}|\d{200}")  # a number that may be infinite
+
+
 def read_json(text: str):
     "Reads JSON of finite numbers; `ValueError` for anything else."
-    try: return json.loads(text, parse_float=finite, parse_constant=finite)
+    checked = {"parse_float": finite} if LARGE.search(f" {text}") else {}
+    try: return json.loads(text, parse_constant=finite, **checked)
     except RecursionError: raise ValueError("too deeply nested") from None
 
-# %% ../nbs/30_store.ipynb #c36
-def tensor_digest(tensors: dict[str, Tensor]) -> str:
+# %% ../nbs/30_store.ipynb #c39
+def tensor_digest(tensors: dict[str, "Tensor"]) -> str:
     "Gives the SHA-256 over names, shapes, types and bytes of tensors."
     import torch
     digest = hashlib.sha256()
@@ -251,17 +263,17 @@ def tensor_digest(tensors: dict[str, Tensor]) -> str:
         digest.update(t.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../nbs/30_store.ipynb #c38
-def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict) -> str:
+# %% ../nbs/30_store.ipynb #c41
+def write_tensors(path: Path, tensors: dict[str, "Tensor"], about: dict) -> str:
     "Writes tensors and a JSON description to one file, all at once; gives the tensors' digest."
-    import safetensors.torch
+    from safetensors.torch import save
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     mark, text = tensor_digest(tensors), json.dumps(about)
     header = {"about": text, "digest": mark, "seal": digest_of([text, mark])}
-    write_whole(path, safetensors.torch.save(tensors, header))
+    write_whole(path, save(tensors, header))
     return mark
 
-# %% ../nbs/30_store.ipynb #c40
+# %% ../nbs/30_store.ipynb #c43
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError)
 
 
@@ -273,7 +285,7 @@ def out_of_reach(path: Path, error: Exception) -> InputError | None:
                       "Nothing is lost; try again when it is within reach.")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict, str]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict, str]:
     "Reads tensors, description and digest; `InputError` if `write_tensors` did not write the file."
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -290,8 +302,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict, str]:
                          "Delete it to have it made again.")
     return tensors, about, mark
 
-# %% ../nbs/30_store.ipynb #c43
-def unlike(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+# %% ../nbs/30_store.ipynb #c46
+def unlike(tensors: dict[str, "Tensor"], own: dict[str, "Tensor"]) -> str:
     "Tells how tensors differ from those they are to replace, in names, shapes or types; else \"\"."
     for name in sorted(tensors.keys() ^ own.keys()):
         return f"the tensor {name} is {'missing' if name in own else 'not known'}"
@@ -300,7 +312,7 @@ def unlike(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> str:
             return f"{name} is {list(t.shape)} of {t.dtype}, not {list(own[name].shape)}"
     return ""
 
-# %% ../nbs/30_store.ipynb #c46
+# %% ../nbs/30_store.ipynb #c49
 def packed(
     predicted: np.ndarray,  # class of each test image, whole numbers `[n]`
     classes: int,
@@ -310,7 +322,7 @@ def packed(
     text = base64.b64encode(zlib.compress(small.tobytes(), 9)).decode()
     return {"classes": classes, "images": len(small), "zlib": text}
 
-# %% ../nbs/30_store.ipynb #c48
+# %% ../nbs/30_store.ipynb #c51
 def predictions(record: dict) -> np.ndarray | None:
     "Gives the predicted class of every test image, int `[n]`, of a result; None where it diverged."
     kept = record["predictions"]
@@ -323,7 +335,7 @@ def predictions(record: dict) -> np.ndarray | None:
     raise InputError(f"{record.get('key', 'a result')} does not hold a class for every test image. "
                      "Delete it to have it made again.")
 
-# %% ../nbs/30_store.ipynb #c51
+# %% ../nbs/30_store.ipynb #c54
 SCHEMA = 2
 REMEDY = "Delete it, or move it away, to have it made again."
 
@@ -336,7 +348,7 @@ def sealed(record: dict) -> bytes:
         raise InputError(f"the record {record.get('key', '')} is not written: {e}.") from None
     return (text + "\n").encode()
 
-# %% ../nbs/30_store.ipynb #c53
+# %% ../nbs/30_store.ipynb #c56
 def read_record(path: Path, what: str, fields: set[str]) -> dict:
     "Reads a record that has these fields; `InputError` where damaged, altered or of another format."
     try: record = read_json(path.read_text(encoding="utf-8"))
@@ -352,7 +364,7 @@ def read_record(path: Path, what: str, fields: set[str]) -> dict:
         raise InputError(f"{path} was altered after it was written. {REMEDY}")
     return record
 
-# %% ../nbs/30_store.ipynb #c56
+# %% ../nbs/30_store.ipynb #c59
 keys = Registry("key", "kdnb.engine.run")
 
 
@@ -361,7 +373,7 @@ def key_fits(record: dict) -> bool:
     try: return record["key"] == keys.get("run")(record["config"])
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError): return False
 
-# %% ../nbs/30_store.ipynb #c60
+# %% ../nbs/30_store.ipynb #c63
 def are_numbers(scores) -> bool:
     "Tells whether scores are finite numbers by name of the score and of the epoch."
     return isinstance(scores, dict) and all(
@@ -379,14 +391,14 @@ def fault(record: dict, path: Path) -> str:
         return "does not hold a class for every test image"
     return ""
 
-# %% ../nbs/30_store.ipynb #c62
+# %% ../nbs/30_store.ipynb #c65
 def read_result(path: Path) -> dict:
     "Reads a result's record; `InputError` where it is not one or not that of its name."
     record = read_record(path, "result", {"key", "config", "scores"})
     if said := fault(record, path): raise InputError(f"{path} {said}. {REMEDY}")
     return record
 
-# %% ../nbs/30_store.ipynb #c65
+# %% ../nbs/30_store.ipynb #c68
 def plan_name(plan: dict) -> str:
     "Gives the name of a plan's file."
     return f"{digest_of({k: v for k, v in plan.items() if k not in ('schema', 'digest')})[:16]}.json"
@@ -400,7 +412,7 @@ def read_plan(path: Path) -> dict:
     if sound and path.name == plan_name(plan): return plan
     raise InputError(f"{path} is not the plan of its name. {REMEDY}")
 
-# %% ../nbs/30_store.ipynb #c68
+# %% ../nbs/30_store.ipynb #c71
 ROOT = Path(kdnb.__file__).resolve().parents[1]
 
 
@@ -409,7 +421,7 @@ def shown(path: Path) -> str:
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
-# %% ../nbs/30_store.ipynb #c71
+# %% ../nbs/30_store.ipynb #c74
 class Store:
     "Results, plans, weights and checkpoints in one folder, which is made when it is first written."
     def __init__(self,
@@ -438,12 +450,13 @@ class Store:
         paths = [folder/"runs"/f"{key}.json" for folder in reversed(self.folders)]
         return next((path for path in paths if path.exists()), None)
 
-    def results(self, keys=None) -> dict[str, dict]:
-        "Reads the results of these keys, or all; `InputError` naming a file that is not a result."
+    def results(self, keys=None, take=lambda record: record) -> dict[str, dict]:
+        """Reads the results of these keys, or all, and keeps what `take` gives of each; `InputError`
+        naming a file that is not a result."""
         if keys is None:
             keys = sorted({p.stem for folder in self.folders for p in (folder/"runs").glob("*.json")})
         paths = {key: path for key in keys if (path := self.found(key))}
-        return {key: read_result(path) for key, path in paths.items()}
+        return {key: take(read_result(path)) for key, path in paths.items()}
 
     def plans(self, table: str) -> list[dict]:
         "Reads all plans of a table, each once."
@@ -469,7 +482,7 @@ class Store:
         path = self.path("runs", key)
         return path.stat().st_mtime_ns if path.exists() else 0
 
-    def weights(self, key: str, about: dict) -> tuple[dict[str, Tensor], str]:
+    def weights(self, key: str, about: dict) -> tuple[dict[str, "Tensor"], str]:
         "Reads a run's tensors and their digest; `InputError` where they are those of another run."
         path = self.path("weights", key)
         tensors, found, mark = read_tensors(path)

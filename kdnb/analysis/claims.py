@@ -10,6 +10,7 @@ __all__ = ['ROOT', 'PAPERS', 'EQUAL', 'HOLDS', 'FAILS', 'UNKNOWN', 'Cell', 'numb
 
 # %% ../../nbs/analysis/80_claims.ipynb #c2
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,11 +73,12 @@ def fields_of(selector: str) -> dict[str, list[str]]:
             for name, _, values in (word.partition("=") for word in selector.split("&"))}
 
 # %% ../../nbs/analysis/80_claims.ipynb #c13
-def allowed(cell: Cell, name: str, values: list[str]) -> bool:
-    "Tells whether a cell's field has one of the values, and none of those with a `!`."
-    own = cell.words if name == "setting" else [getattr(cell, name)]
-    wrong = [value[1:] for value in values if value.startswith("!")]
-    return not set(own) & set(wrong) if wrong else bool(set(own) & set(values))
+def allowed(cells: list[Cell], name: str, values: list[str]) -> list[Cell]:
+    "Gives the cells whose field has one of the values, and none of those with a `!`."
+    right, wrong = set(values), {value[1:] for value in values if value.startswith("!")}
+    def fits(own): return wrong.isdisjoint(own) if wrong else not right.isdisjoint(own)
+    return [cell for cell in cells
+            if fits(cell.words if name == "setting" else (getattr(cell, name),))]
 
 # %% ../../nbs/analysis/80_claims.ipynb #c16
 def runnable(fields: dict[str, list[str]], paper: str) -> list[Cell]:
@@ -95,7 +97,8 @@ def selected(selector: str, paper: str, cells: list[Cell]) -> list[Cell]:
         return [Cell(paper, "", "another source", value=float(selector[6:]))]
     if selector.startswith("run:"): return runnable(fields_of(selector[4:]), paper)
     fields = {"paper": [paper]} | fields_of(selector)
-    found = [c for c in cells if all(allowed(c, *field) for field in fields.items())]
+    found = cells
+    for name, values in fields.items(): found = allowed(found, name, values)
     for name, values in reversed(fields.items()):
         if name != "setting" and len(values) > 1:
             found = sorted(found, key=lambda cell: values.index(getattr(cell, name)))
@@ -115,7 +118,7 @@ class Contrast:
 
     def value(self, of) -> float:
         "The contrast, where `of` gives a cell's value; infinite for a run that diverged."
-        def total(side): return sum(weight * of(cell) for cell, weight in side.items())
+        def total(side): return math.fsum(weight * of(cell) for cell, weight in side.items())
         with np.errstate(invalid="ignore"):
             return float(np.mean([total(top) / (total(bottom) if bottom else 1)
                                   for top, bottom in self.parts]))
@@ -238,7 +241,7 @@ def closest(found: list[Contrast], values: np.ndarray) -> tuple[list[Contrast], 
 def errors(contrast: Contrast) -> float:
     "Gives a contrast in standard errors, from printed spreads; NaN where there are none."
     weights, _ = contrast.parts[0]
-    spread = sum((w * cell.std)**2 / cell.n_runs for cell, w in weights.items())
+    spread = math.fsum((w * cell.std)**2 / cell.n_runs for cell, w in weights.items())
     return contrast.value(in_print) / spread**0.5 if spread > 0 else np.nan
 
 # %% ../../nbs/analysis/80_claims.ipynb #c62

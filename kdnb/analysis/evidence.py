@@ -10,6 +10,7 @@ __all__ = ['PROBE', 'SCORES', 'HERE', 'PRESETS', 'Runs', 'PROTOCOLS', 'Address',
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c2
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from .claims import Cell, Contrast, contrasts, digits_of, in_print, one_sum, sel
 from .verdict import collapse_verdict, verdict
 from ..engine.metrics import metrics
 from ..registry import losses, parsed
-from ..report.cells import flat
+from ..report.cells import flat, needed
 from ..report.measures import read_measures
 from ..report.paired import detectable, interval, seeds_needed
 from ..store import Store
@@ -192,7 +193,7 @@ def gathered(found: list[tuple[Address, Trial]]) -> Runs:
 # %% ../../nbs/analysis/82_evidence.ipynb #c45
 def evidence(store: Store) -> Runs:
     "Gives all comparable numbers of a store, by address."
-    results, found, frames = store.results(), [], [pd.DataFrame(columns=["key"])]
+    results, found, frames = store.results(take=needed), [], [pd.DataFrame(columns=["key"])]
     for table in tables_of(store, "plans/*/*.json"):
         frames.append(flat(store.plans(table), results))
         found += from_runs(frames[-1], results, table)
@@ -248,7 +249,7 @@ def planned(claim, cells: list[Cell]) -> float:
     if claim.relation in ("text", "eq", "diverges"): return np.nan
     needed = []
     for contrast in contrasts(claim, cells):
-        spread = sum((w * cell.std)**2 for cell, w in contrast.parts[0][0].items())**0.5
+        spread = math.fsum((w * cell.std)**2 for cell, w in contrast.parts[0][0].items())**0.5
         gap = abs(contrast.value(in_print))
         needed.append(seeds_needed(gap, spread) if spread > 0 else np.nan)
     return max(needed) if needed and not np.isnan(needed).any() else np.nan

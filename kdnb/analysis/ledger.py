@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -23,10 +22,11 @@ from .evidence import Runs, evidence, judged, planned
 from .verdict import NOT_RUN, OPEN, PROVED, VERDICTS
 from ..parameters import check_names
 from ..parameters import folder as kept_in
-from ..report.looks import png
+from ..report.figures import drawn_by
+from ..report.looks import marked, png
 from ..report.text import DASH, escape, markdown
 from ..report.write import image, named
-from ..store import Store, write_whole
+from ..store import Store, digest_of, write_changed, write_whole
 from ..style import COLOURS, STYLE
 
 # %% ../../nbs/analysis/84_ledger.ipynb #c5
@@ -186,6 +186,7 @@ def draw_verdicts(ax, book: pd.DataFrame, column: str, shades: dict[str, str]):
 # %% ../../nbs/analysis/84_ledger.ipynb #c44
 def figure_verdicts(book: pd.DataFrame):
     "Draws the verdicts of each paper, by its own numbers and by runs and algebra."
+    import matplotlib.pyplot as plt
     with plt.style.context(STYLE):
         fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
         for ax, *what in zip(axes, ("inside", "verdict"), (INSIDE, SHADES)):
@@ -237,9 +238,11 @@ def write_claims(store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Writes the ledger of a store's results into its folder; gives claims and slips."
     book = ledger(evidence(store))
     faults = slips(book)
-    write_whole(store.folder/"claims.csv", book.round(4).to_csv(index=False).encode())
-    write_whole(store.folder/"claims.md", claims_text(book, faults).encode())
-    write_whole(store.folder/"fig_claims.png", png(figure_verdicts(book)))
+    path, mark = store.folder/"fig_claims.png", digest_of(
+        [drawn_by("analysis/ledger"), book[["paper", "inside", "verdict"]].to_dict("list")])
+    write_changed(store.folder/"claims.csv", book.round(4).to_csv(index=False).encode())
+    write_changed(store.folder/"claims.md", claims_text(book, faults).encode())
+    if marked(path) != mark: write_whole(path, png(figure_verdicts(book), mark))
     return book, faults
 
 # %% ../../nbs/analysis/84_ledger.ipynb #c56

@@ -33,7 +33,8 @@ def train_small(
 ) -> Learner:                           # with its network `net` in evaluation mode
     "Trains a network with cross-entropy and, where asked, from a teacher."
     from kdnb.engine.learner import Learner
-    from kdnb.engine.train import Teachers, frozen, train_epoch, views_for
+    from kdnb.engine.frozen import frozen
+    from kdnb.engine.train import Teachers, train_epoch, views_for
     phase = Phase("classify", epochs, 64, 0.1, warmup=0.2)
     run = Run(net, "ce", (phase,), images.identity, seed, terms=tuple(terms),
               teacher=teacher and teacher.run)

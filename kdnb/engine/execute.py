@@ -7,8 +7,8 @@ __all__ = ['COST', 'SLOWEST', 'CACHE', 'CHECKPOINT', 'flops', 'costs', 'image_co
            'check_accuracy', 'check_weights', 'load_net', 'cache_path', 'cache_of', 'enumerate_views', 'epochs_asked',
            'teachers_of', 'keep_caches', 'Speed', 'How', 'determined', 'Stopped', 'Stop', 'Session', 'training',
            'record_of', 'keep', 'save_checkpoint', 'start', 'checkpoint', 'stopped', 'together', 'groups', 'members',
-           'line', 'report_epoch', 'epoch_of', 'train_group', 'out_of_memory', 'train', 'too_large', 'check_pairs',
-           'wait', 'work_off', 'note_plan', 'summary_line', 'execute']
+           'line', 'report_epoch', 'epoch_of', 'train_group', 'out_of_memory', 'halved', 'train', 'too_large',
+           'check_pairs', 'wait', 'work_off', 'note_plan', 'summary_line', 'execute']
 
 # %% ../../nbs/engine/70_execute.ipynb #c2
 import signal
@@ -25,13 +25,14 @@ from torch import nn
 from ..data.images import Images
 from ..data.views import Views
 from .evaluate import scored, tested
+from .frozen import frozen
 from .learner import Learner, restore, state
 from .progress import LONG, Board, Progress, duration, forecast, pace, tell
 from .provenance import circumstances, code_of
 from .queue import Queue, closure, depth
 from .run import Phase, Plan, Run
 from .teacher_cache import TeacherCache, load_cache, save_cache
-from .train import Teachers, frozen, inputs, train_epoch, views_for
+from .train import Teachers, inputs, train_epoch, views_for
 from ..models.pretrained import network
 from ..parameters import device_name
 from ..registry import InputError
@@ -269,6 +270,7 @@ class Session:
     stop: Stop
     saved: float = field(default_factory=time.monotonic)  # when checkpoints were last written
     holds: Callable = lambda run: True  # whether this process still holds a run
+    views: dict[str, Views] = field(default_factory=dict)  # made so far, by kind of phase
 
     def facts(self, run: Run) -> dict:
         "Gives what the plan makes of a run, by its first entry."
@@ -276,6 +278,12 @@ class Session:
         return self.plan.head | (entries or [{
             "role": "teacher", "row": "teacher", "teacher": run.net, "student": "",
             "protocol": ""}])[0]
+
+    def views_for(self, phase: Phase) -> Views:
+        "Gives the views that a phase trains on, made when they are first asked for."
+        kind = "contrast" if phase.kind == "contrast" else "classify"
+        if kind not in self.views: self.views[kind] = views_for(phase, self.images)
+        return self.views[kind]
 
 # %% ../../nbs/engine/70_execute.ipynb #c52
 def training(phase: Phase) -> str:
@@ -409,13 +417,11 @@ def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, 
 # %% ../../nbs/engine/70_execute.ipynb #c74
 def train_group(group: list[Learner], session: Session, teachers: Teachers):
     "Trains a group to its end, writing checkpoints and results."
-    streams, views = session.how.speed.prepare(group, teachers), {}
+    streams = session.how.speed.prepare(group, teachers)
     session.progress.begin(f"seed {group[0].run.seed}: {members(group)}",
                            sum(work(l.run, session.images, session.cost) for l in group))
     while group:
-        phase = group[0].current
-        if phase.kind not in views: views = {phase.kind: views_for(phase, session.images)}
-        epoch_of(group, session, views[phase.kind], teachers, streams)
+        epoch_of(group, session, session.views_for(group[0].current), teachers, streams)
         group = [l for l in group if not l.done and session.holds(l.run)]
         if group: checkpoint(group, session)
 
@@ -427,21 +433,31 @@ def out_of_memory(error: Exception) -> bool:
             or any(text in str(error) for text in said))
 
 # %% ../../nbs/engine/70_execute.ipynb #c79
+def halved(
+    runs: list[Run], error: Exception, session: Session, teachers: Teachers, fresh: bool,
+) -> dict[str, str]:
+    "Trains runs for which memory ran out in two halves; gives what does not fit alone, and why."
+    if not out_of_memory(error): raise error
+    half, said = len(runs) // 2, str(error) or type(error).__name__
+    if not half: return {runs[0].key: said.split(". Of the")[0].splitlines()[0]}
+    first, second = (train(part, session, teachers, fresh) for part in (runs[:half], runs[half:]))
+    return first | second
+
+
 def train(
     runs: list[Run], session: Session, teachers: Teachers, fresh: bool,
 ) -> dict[str, str]:
     "Trains runs of one seed in groups that fit; gives what those asked for that do not fit alone."
+    try: todo = groups([start(run, session, teachers, fresh) for run in runs])
+    except (RuntimeError, MemoryError) as error:
+        return halved(runs, error, session, teachers, fresh)
     failed = {}
-    for group in groups([start(run, session, teachers, fresh) for run in runs]):
+    for group in todo:
         here = [learner.run for learner in group]
         try: train_group(group, session, teachers)
-        except (RuntimeError, MemoryError) as e:
-            if not out_of_memory(e): raise
+        except (RuntimeError, MemoryError) as error:
             group.clear()
-            half = len(here) // 2
-            if not half: failed[here[0].key] = str(e).split(". Of the")[0].splitlines()[0]
-            for part in (here[:half], here[half:]) if half else ():
-                failed |= train(part, session, teachers, False)
+            failed |= halved(here, error, session, teachers, False)
     return failed
 
 # %% ../../nbs/engine/70_execute.ipynb #c80

@@ -33,13 +33,14 @@ class Phase:
     optimiser: str = "sgd@nesterov=True"  # registered, with options
     weight_decay: float = 5e-4
     tau: float = 0.1         # temperature of a contrastive phase
+    evaluations: int = 20    # at most, evenly spaced over the epochs
 
     def __post_init__(self):
         one_of("kind", self.kind, KINDS)
         one_of("shape", self.shape, SHAPES)
-        if min(self.epochs, self.batch) < 1:
-            raise InputError("a phase needs at least one epoch and one image in a batch, "
-                             f"not {self.epochs} and {self.batch}.")
+        if min(self.epochs, self.batch, self.evaluations) < 1:
+            raise InputError("a phase needs at least one epoch, one image in a batch and one "
+                             f"evaluation, not {self.epochs}, {self.batch} and {self.evaluations}.")
 
     def rate(self, progress: float) -> float:
         "Gives the learning rate when a share of the phase's steps, 0 to 1, is done."
@@ -158,7 +159,7 @@ class Run:
     def key(self) -> str: return key_of(self.config)
 
 # %% ../../nbs/engine/10_run.ipynb #c22
-ENGINE = 3
+ENGINE = 4
 
 
 def defaults(kind: type) -> dict:

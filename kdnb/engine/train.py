@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOSS', 'objective', 'classify_loss', 'initial_loss', 'contrast_loss', 'linear_loss', 'step', 'evaluated', 'advance',
-           'end_epoch', 'Folded', 'folded', 'frozen', 'Teachers', 'batches', 'inputs', 'views_for', 'drawn_as',
-           'in_flight', 'clock', 'open_epoch', 'steps_of', 'train_epoch']
+           'end_epoch', 'Teachers', 'batches', 'inputs', 'views_for', 'drawn_as', 'in_flight', 'clock', 'open_epoch',
+           'steps_of', 'train_epoch']
 
 # %% ../../nbs/engine/40_train.ipynb #c2
 import math
@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
 from ..contract import Out, unit
 from ..data.images import Images
@@ -124,28 +123,6 @@ def end_epoch(learner: Learner, images: Images, steps: int) -> dict:
     return record
 
 # %% ../../nbs/engine/40_train.ipynb #c27
-class Folded(nn.Identity):
-    "What is left of a batch normalisation that has become part of the convolution before it."
-    def __init__(self, norm: nn.BatchNorm2d):
-        super().__init__()
-        self.weight, self.bias = norm.weight, norm.bias
-
-# %% ../../nbs/engine/40_train.ipynb #c28
-def folded(net: nn.Module) -> nn.Module:
-    "Folds batch normalisations in the `nn.Sequential`s of a frozen network into convolutions."
-    for block in [m for m in net.modules() if isinstance(m, nn.Sequential)]:
-        layers = list(block)
-        for i, (conv, norm) in enumerate(zip(layers, layers[1:])):
-            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
-                block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), Folded(norm)
-    return net.to(memory_format=torch.channels_last)
-
-# %% ../../nbs/engine/40_train.ipynb #c29
-def frozen(net: nn.Module) -> nn.Module:
-    "Puts a network into evaluation mode, without gradients, its batch normalisation folded."
-    return folded(net.eval().requires_grad_(False)).requires_grad_(False)
-
-# %% ../../nbs/engine/40_train.ipynb #c32
 @dataclass
 class Teachers:
     "Frozen networks by run key, and what is kept of their answers."
@@ -169,14 +146,14 @@ class Teachers:
             if key in self.caches: self.caches[key].keep(view, index, taught[key])
         return taught
 
-# %% ../../nbs/engine/40_train.ipynb #c35
+# %% ../../nbs/engine/40_train.ipynb #c31
 def batches(phase: Phase, seed: int, epoch: int, images: Images) -> list[Tensor]:
     "Gives the positions of the images of each whole batch of an epoch, `[b]` each."
     n = len(images.train_x)
     size = min(phase.batch, n)
     return list(order(seed, epoch, n, images.train_x.device).split(size))[:n // size]
 
-# %% ../../nbs/engine/40_train.ipynb #c37
+# %% ../../nbs/engine/40_train.ipynb #c33
 def inputs(
     views: Views, phase: Phase, seed: int, epoch: int, index: Tensor,
     view: Tensor | None = None,  # numbers of the views, where they were chosen before
@@ -188,12 +165,12 @@ def inputs(
     else: x = views.normalised(views.raw(index, view))
     return x.contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/engine/40_train.ipynb #c38
+# %% ../../nbs/engine/40_train.ipynb #c34
 def views_for(phase: Phase, images: Images) -> Views:
     "Gives the views that a phase trains on."
     return (StrongViews if phase.kind == "contrast" else Views)(images.train_x, images)
 
-# %% ../../nbs/engine/40_train.ipynb #c40
+# %% ../../nbs/engine/40_train.ipynb #c36
 def drawn_as(learner: Learner) -> int:
     """Gives the number under which order and views of a learner's epoch are drawn; a first stage
     has numbers of its own, so that the epochs after it are those of all other students."""
@@ -201,7 +178,7 @@ def drawn_as(learner: Learner) -> int:
     before = [phase for phase in learner.run.phases[:learner.phase] if phase.kind != "initial"]
     return 1000 * len(before) + learner.epoch
 
-# %% ../../nbs/engine/40_train.ipynb #c43
+# %% ../../nbs/engine/40_train.ipynb #c39
 def in_flight(work, group: list[Learner], streams):
     "Calls `work` for every learner, on the streams of a GPU in turns where there are any."
     if not streams:
@@ -214,14 +191,14 @@ def in_flight(work, group: list[Learner], streams):
         with torch.cuda.stream(stream): work(learner)
     for stream in streams: main.wait_stream(stream)
 
-# %% ../../nbs/engine/40_train.ipynb #c45
+# %% ../../nbs/engine/40_train.ipynb #c41
 def clock(device) -> float:
     "Gives seconds to charge: of the processor on a CPU; of the clock on a GPU with an empty queue."
     if torch.device(device).type != "cuda": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../../nbs/engine/40_train.ipynb #c46
+# %% ../../nbs/engine/40_train.ipynb #c42
 def open_epoch(group: list[Learner]):
     "Sets networks to training, and tells the terms how many epochs are done."
     for learner in group:
@@ -229,7 +206,7 @@ def open_epoch(group: list[Learner]):
         for net in (learner.net, learner.peer or learner.net): net.train(training)
         for term in learner.terms: term.epoch = learner.epoch
 
-# %% ../../nbs/engine/40_train.ipynb #c48
+# %% ../../nbs/engine/40_train.ipynb #c44
 def steps_of(
     group: list[Learner], images: Images, views: Views, teachers: Teachers, tick, streams,
 ) -> int:
@@ -252,7 +229,7 @@ def steps_of(
         tick(len(index) * len(group))
     return len(todo)
 
-# %% ../../nbs/engine/40_train.ipynb #c49
+# %% ../../nbs/engine/40_train.ipynb #c45
 def train_epoch(
     group: list[Learner], images: Images, views: Views, teachers: Teachers,
     tick=lambda images: None,  # is told the images done after each step

@@ -485,11 +485,10 @@ class Experiment(Parameters):
 
     def figure(self, results: dict[str, dict]):
         "Draws the cells of the first section that was asked for."
-        from kdnb.report.cells import of_section, sections_of
+        from kdnb.report.cells import laid_out, of_section, sections_of
         from kdnb.report.figures import figure_cells
-        table = self.summary(results)
-        part = of_section(table, sections_of(table)[0])
-        return figure_cells(part, self.flat(results), self.layout)
+        runs, table = laid_out(self.records, results, self.layout)
+        return figure_cells(of_section(table, sections_of(table)[0]), runs, self.layout)
 
     def write(self) -> str:
         """Writes the report of all runs of the table so far, read while no other process writes
@@ -506,10 +505,13 @@ class Experiment(Parameters):
 
     def report(self, results: dict[str, dict]) -> Shown:
         "Writes the report of all runs of the table so far; gives the rows that were asked for."
+        from kdnb.report.cells import laid_out
         from kdnb.report.text import escape, log_text, show
         place, current = self.write(), code_now(results.values())
         asked = self.records, results, self.layout, current
-        return Shown(f"{show(*asked)}\n\n{escape(place)}", f"{log_text(*asked)}\n\n{place}")
+        laid = laid_out(*asked[:3])
+        return Shown(f"{show(*asked, laid=laid)}\n\n{escape(place)}",
+                     f"{log_text(*asked, laid=laid)}\n\n{place}")
 
     @property
     def banner(self) -> Shown:

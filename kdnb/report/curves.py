@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['PANEL', 'TOGETHER', 'points_of', 'mean_curve', 'curves_of', 'spaced', 'named_ends', 'few_curves', 'band_of',
-           'alone_curve', 'draw_panel', 'panels', 'many_curves', 'figure_curves', 'alt_curves']
+           'alone_curve', 'draw_panel', 'panels', 'many_curves', 'draw_curves', 'figure_curves', 'alt_curves']
 
 # %% ../../nbs/report/38_curves.ipynb #c2
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -26,6 +25,9 @@ def points_of(record: dict, metric: str) -> np.ndarray:
 # %% ../../nbs/report/38_curves.ipynb #c8
 def mean_curve(seeds: list[np.ndarray]) -> np.ndarray:
     "Gives the mean of several curves at the epochs that all of them have, `[points, 2]`."
+    first = seeds[0][:, 0]
+    if all(np.array_equal(first, points[:, 0]) for points in seeds[1:]):
+        return np.column_stack([first, np.column_stack([p[:, 1] for p in seeds]).mean(1)])
     common = sorted(set.intersection(*[set(points[:, 0]) for points in seeds]))
     means = [np.mean([points[points[:, 0] == epoch, 1] for points in seeds]) for epoch in common]
     return np.column_stack([common, means]) if common else np.zeros((0, 2))
@@ -74,6 +76,7 @@ def few_curves(curves: list[tuple], layout: Layout):
     "Draws some curves in one panel, named at their ends; seeds are thin lines."
     several = len({objective for _, objective, _ in curves}) > 1
     looks, means = [look(i) for i in range(len(curves))], [mean_curve(s) for *_, s in curves]
+    import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(6.5, 3.2))
     for style, mean, (_, _, seeds) in zip(looks, means, curves):
         for points in seeds: ax.plot(*points.T, color=style["color"], ls="-", lw=0.5, alpha=0.4)
@@ -113,6 +116,7 @@ def draw_panel(ax, label: str, curves: list[tuple], found: list[str]):
 # %% ../../nbs/report/38_curves.ipynb #c24
 def panels(count: int, title_lines: int = 1):
     "Makes a figure with so many panels, the lowest of each column with its epochs."
+    import matplotlib.pyplot as plt
     wide = 6 if count > 12 else 4
     rows, tall = -(-count // wide), 1.05 + 0.13 * title_lines
     fig, axes = plt.subplots(rows, wide, figsize=(1.45 * wide, 1.0 + tall * rows), squeeze=False,
@@ -128,10 +132,11 @@ def many_curves(curves: list[tuple], part: pd.DataFrame, layout: Layout):
     "Draws a panel for each name."
     names, alone = list(dict.fromkeys(c[0] for c in curves)), alone_curve(curves, part, layout)
     fig, axes = panels(len(names), max(wrapped(name, PANEL).count("\n") + 1 for name in names))
+    band, found = band_of(curves), objectives_of(part, layout)
     for ax, label in zip(axes, names):
-        ax.fill_between(*band_of(curves).T, color=GREY, alpha=0.5, lw=0)
+        ax.fill_between(*band.T, color=GREY, alpha=0.5, lw=0)
         if alone is not None: ax.plot(*alone.T, color=COLOURS[-1], ls="--", lw=0.9)
-        draw_panel(ax, label, curves, objectives_of(part, layout))
+        draw_panel(ax, label, curves, found)
     fig.supylabel(f"{layout.score} (%)", fontsize=9)
     explained(fig, part, layout)
     return fig
@@ -140,17 +145,22 @@ def many_curves(curves: list[tuple], part: pd.DataFrame, layout: Layout):
 TOGETHER = 8  # curves that one panel keeps apart
 
 
-def figure_curves(
-    part: pd.DataFrame, runs: pd.DataFrame, results: dict[str, dict], layout: Layout,
-):
-    "Draws the test scores of one section's cells by epoch; None where none was tested on the way."
-    curves = curves_of(part, runs, results, layout)
-    if not curves: return None
+def draw_curves(curves: list[tuple], part: pd.DataFrame, layout: Layout):
+    "Draws the curves of one section's cells, of which there are some."
+    import matplotlib.pyplot as plt
     with plt.style.context(STYLE):
         many = len(curves) > TOGETHER
         fig = many_curves(curves, part, layout) if many else few_curves(curves, layout)
         fig.suptitle(wrapped(title(one_section(part)), 70), fontsize=10)
     return fig
+
+
+def figure_curves(
+    part: pd.DataFrame, runs: pd.DataFrame, results: dict[str, dict], layout: Layout,
+):
+    "Draws the test scores of one section's cells by epoch; None where none was tested on the way."
+    curves = curves_of(part, runs, results, layout)
+    return draw_curves(curves, part, layout) if curves else None
 
 # %% ../../nbs/report/38_curves.ipynb #c30
 def alt_curves(curves: list[tuple], layout: Layout) -> str:

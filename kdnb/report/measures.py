@@ -19,7 +19,7 @@ from .text import DASH, escape, markdown
 from .write import image
 from ..engine.progress import tell
 from ..registry import InputError
-from ..store import NotWritten, locked, write_whole
+from ..store import NotWritten, locked, write_changed
 
 # %% ../../nbs/report/60_measures.ipynb #c5
 WHERE = ["data", "preset", "changes", "protocol"]
@@ -117,7 +117,7 @@ def write_images(folder: Path, figures: dict) -> list[str]:
     found = []
     for name, given in figures.items():
         figure, alt = given if isinstance(given, tuple) else (given, described(given))
-        write_whole(folder/f"fig_{name}.png", png(figure))
+        write_changed(folder/f"fig_{name}.png", png(figure))
         found.append(image(alt, f"fig_{name}.png"))
     return found
 
@@ -147,8 +147,8 @@ def write_measures(
         with locked(folder/".lock", tell):
             found = measured(rows, read_measures(folder))
             text = measures_text(found, about, write_images(folder, figures))
-            write_whole(folder/"measures.csv", found.to_csv(index=False).encode())
-            write_whole(folder/"table.md", text.encode())
+            write_changed(folder/"measures.csv", found.to_csv(index=False).encode())
+            write_changed(folder/"table.md", text.encode())
     except NotWritten as error:
         tell(f"No report was written: {error}")
         found = measured(rows, read_measures(folder))

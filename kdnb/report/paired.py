@@ -10,8 +10,7 @@ from functools import lru_cache
 from math import ceil
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import chi2, norm, t
+from scipy.special import gammaincinv, ndtr, ndtri, stdtr, stdtrit
 
 # %% ../../nbs/report/10_paired.ipynb #c7
 STEP = 0.01
@@ -26,24 +25,25 @@ def interval(values, confidence: float = 0.95) -> tuple[float, float]:
         same = (values == values[0]).all()
         return (values[0], values[0]) if same else (-np.inf, np.inf)
     spread = max(values.std(ddof=1), STEP) / len(values)**0.5
-    half = t.ppf(0.5 + confidence / 2, len(values) - 1) * spread
+    half = stdtrit(len(values) - 1, 0.5 + confidence / 2) * spread
     return values.mean() - half, values.mean() + half
 
 # %% ../../nbs/report/10_paired.ipynb #c12
 @lru_cache(maxsize=None)
 def spreads(n: int) -> np.ndarray:
     "Gives four thousand equally likely values of a sample standard deviation, over the true one."
-    return (chi2.ppf((np.arange(4000) + 0.5) / 4000, n - 1) / (n - 1))**0.5
+    return (2 * gammaincinv((n - 1) / 2, (np.arange(4000) + 0.5) / 4000) / (n - 1))**0.5
 
 # %% ../../nbs/report/10_paired.ipynb #c14
 def power(gap: float, sd: float, n: int) -> float:
     "Gives the probability that a paired t test of n seeds finds a gap, at 5 %."
-    shift, limit = gap / sd * n**0.5, t.ppf(0.975, n - 1) * spreads(n)
-    return float((norm.cdf(shift - limit) + norm.cdf(-shift - limit)).mean())
+    shift, limit = gap / sd * n**0.5, stdtrit(n - 1, 0.975) * spreads(n)
+    return float((ndtr(shift - limit) + ndtr(-shift - limit)).mean())
 
 # %% ../../nbs/report/10_paired.ipynb #c17
 def detectable(sd: float, n: int, wanted: float = 0.8) -> float:
     "Gives the smallest gap found with the wanted probability; NaN for one seed."
+    from scipy.optimize import brentq
     if n < 2: return np.nan
     sd = max(sd, STEP)
     return brentq(lambda gap: power(gap, sd, n) - wanted, 0.0, 100 * sd)
@@ -53,7 +53,7 @@ def seeds_needed(gap: float, sd: float, wanted: float = 0.8) -> float:
     "Gives how many seeds find a gap with the wanted probability; NaN where there is none to find."
     if not gap > 0 or not np.isfinite(sd): return np.nan
     sd = max(sd, STEP)
-    n = max(2, ceil((norm.ppf(wanted) + norm.ppf(0.975))**2 * (sd / gap)**2))
+    n = max(2, ceil((ndtri(wanted) + ndtri(0.975))**2 * (sd / gap)**2))
     while power(gap, sd, n) < wanted: n += 1
     return n
 
@@ -63,7 +63,7 @@ def p_value(values) -> float:
     values = np.asarray(values, float)
     if len(values) < 2 or not np.isfinite(values).all(): return np.nan
     spread = max(values.std(ddof=1), STEP) / len(values)**0.5
-    return float(2 * t.sf(abs(values.mean()) / spread, len(values) - 1))
+    return float(2 * stdtr(len(values) - 1, -abs(values.mean()) / spread))
 
 # %% ../../nbs/report/10_paired.ipynb #c29
 def holm(values) -> np.ndarray:
@@ -87,6 +87,6 @@ def compare_rows(
     squares = np.where(there, differences - mean[:, None], 0)**2
     sd = (squares.sum(1) / np.maximum(n - 1, 1))**0.5
     error, df = np.maximum(sd, STEP) / n1**0.5, np.maximum(n - 1, 1)
-    half = np.where(n > 1, t.ppf(0.975, df) * error, np.inf)
-    p = np.where(n > 1, 2 * t.sf(abs(mean) / error, df), np.nan)
+    half = np.where(n > 1, stdtrit(df, 0.975) * error, np.inf)
+    p = np.where(n > 1, 2 * stdtr(df, -abs(mean) / error), np.nan)
     return {"n": n, "mean": mean, "low": mean - half, "high": mean + half, "p": p}

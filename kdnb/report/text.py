@@ -47,8 +47,9 @@ MARKS = re.compile(r"[\\`*|~$#]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:])"
 
 def escape(text) -> str:
     "Gives a text as one line of Markdown which shows these characters."
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}"
-                   for c in " ".join(str(text).split()))
+    line = " ".join(str(text).split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
     line = MARKS.sub(lambda found: "\\" + found.group(), line)
     line = re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", line)  # a number would begin a list
     return re.sub("[&<>]", lambda found: HTML[found.group()], line)
@@ -147,10 +148,10 @@ def devices_of(part: pd.DataFrame) -> list[str]:
 def how_columns(part: pd.DataFrame, layout: Layout) -> dict[str, list[str]]:
     "Gives weights and options, and the training and the optimiser where they differ."
     alone = (part.role == "student") & (part.objective == layout.usual)
-    students = part[(part.role == "distilled") | alone]
+    students = (part.role == "distilled") | alone
     found = {"weight and options": [text or DASH for text in part.wording]}
     return found | {name: [*part[name]] for name in ("training", "optimiser")
-                    if students[name].nunique() > 1}
+                    if len({*part[name][students]}) > 1}
 
 # %% ../../nbs/report/30_text.ipynb #c42
 def paper_columns(part: pd.DataFrame) -> dict[str, list[str]]:
@@ -299,9 +300,10 @@ def missing_text(plans: list[dict], results: dict[str, dict]) -> str:
 def show(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None,  # digests of the present code, by name
+    laid: tuple | None = None,              # what `laid_out` gives, where that is known already
 ) -> str:
     "Writes all sections of some plans as Markdown; `InputError` where nothing has a result."
-    runs, table = laid_out(plans, results, layout)
+    runs, table = laid or laid_out(plans, results, layout)
     return "\n\n".join(filter(None, [
         notes_text(plans), missing_text(plans, results), code_text(runs, current),
         sections_text(table, layout)]))
@@ -309,10 +311,10 @@ def show(
 # %% ../../nbs/report/30_text.ipynb #c79
 def log_text(
     plans: list[dict], results: dict[str, dict], layout: Layout,
-    current: dict[str, str] | None = None, width: int = 160,
+    current: dict[str, str] | None = None, width: int = 160, laid: tuple | None = None,
 ) -> str:
     "Writes the same as aligned plain text, no line longer than the width."
-    runs, table = laid_out(plans, results, layout)
+    runs, table = laid or laid_out(plans, results, layout)
     notes = [f"{'; '.join(heads)}: {note}" for note, heads in stated_once(plans, "note").values()]
     said = [*notes, missing_text(plans, results), code_text(runs, current, str)]
     text = [textwrap.fill(line, width) for line in said if line]

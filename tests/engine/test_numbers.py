@@ -12,6 +12,7 @@ import kdnb.engine.execute as module
 import kdnb.engine.train as train
 from kdnb.contract import Network
 from kdnb.data.images import load_images
+from kdnb.data.views import Views
 from kdnb.engine.evaluate import chosen, due, scored
 from kdnb.engine.execute import How, save_checkpoint
 from kdnb.engine.learner import Learner, optimiser_of
@@ -90,22 +91,25 @@ def test_other_test_labels_change_neither_weights_nor_what_is_selected(tmp_path)
     assert first["epochs"]["selected"] == second["epochs"]["selected"] and first["scores"] != second["scores"]
 
 
-@pytest.mark.parametrize("kind,epochs,expected", [("classify", 1, [1]), ("classify", 3, [1, 2, 3]), ("linear", 39, list(range(1, 40))),
-                                                  ("classify", 41, [*range(2, 41, 2), 41]), ("classify", 240, list(range(12, 241, 12))),
-                                                  ("initial", 3, []), ("contrast", 3, [])])
-def test_twenty_epochs_are_rated_and_always_the_last(kind, epochs, expected):
-    phase = Phase(kind, epochs, 64, 0.1)
+@pytest.mark.parametrize("kind,epochs,times,expected", [
+    ("classify", 1, 20, [1]), ("classify", 3, 20, [1, 2, 3]), ("linear", 20, 20, list(range(1, 21))), ("classify", 240, 20, list(range(12, 241, 12))),
+    ("classify", 45, 20, [3, 5, 7, 9, 12, 14, 16, 18, 21, 23, 25, 27, 30, 32, 34, 36, 39, 41, 43, 45]), ("classify", 7, 3, [3, 5, 7]),
+    ("classify", 7, 1, [7]), ("initial", 3, 20, []), ("contrast", 3, 20, [])])
+def test_evaluations_are_evenly_spaced_and_the_last_epoch_has_one(kind, epochs, times, expected):
+    phase = Phase(kind, epochs, 64, 0.1, evaluations=times)
     assert [epoch + 1 for epoch in range(epochs) if due(phase, epoch)] == expected
 
 
 def test_accuracy_is_the_share_of_right_answers_over_all_batches():
-    "Of 501 images, one more than a batch; in percent, with four digits."
+    "Of 501 images, one more than two batches; in percent, with four digits."
     x = load_images("digits").train_x[:501]
     torch.manual_seed(0)
     net = Learner(STUDENT, IMAGES).net
-    net.train()
+    net(torch.randn(16, *IMAGES.shape))  # statistics that are not those of the start
     found = evaluate.tested(net, x, torch.arange(501) % 10, IMAGES)
-    assert not net.training and len(found.predicted) == 501
+    assert net.training and any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()), "the network itself stays as it is"
+    with torch.no_grad(): logits = net.eval()(Views(x, IMAGES, pad=0, flip=False).batch(0, 0, torch.arange(501))).logits
+    assert found.predicted.equal(logits.argmax(1)) and len(found.predicted) == 501
     assert found.scores["top1"] == round(100 * int((found.predicted == torch.arange(501) % 10).sum()) / 501, 4)
     assert evaluate.tested(net, x[:0], x[:0], IMAGES) is None
 

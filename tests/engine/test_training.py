@@ -17,7 +17,8 @@ from kdnb.engine.learner import Learner, is_unsafe, restore, state
 from kdnb.engine.optimisers import optimisers
 from kdnb.engine.progress import Board
 from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted, optimised
-from kdnb.engine.train import Teachers, drawn_as, frozen, train_epoch, views_for
+from kdnb.engine.frozen import frozen
+from kdnb.engine.train import Teachers, drawn_as, train_epoch, views_for
 from kdnb.registry import InputError, losses, models
 from kdnb.store import Store
 

@@ -124,6 +124,27 @@ def test_out_of_memory_makes_groups_smaller(tmp_path, monkeypatch, uninterrupted
     assert scores(plan, execute(plan, images, Store(tmp_path), QUIET)) == scores(plan, uninterrupted)
 
 
+def test_out_of_memory_while_learners_are_made_makes_groups_smaller(tmp_path, monkeypatch, uninterrupted):
+    real, made = module.start, []
+    def start(run, *rest):
+        made.append(run)
+        if len(made) in (2, 6): raise MemoryError
+        return real(run, *rest)
+    monkeypatch.setattr(module, "start", start)
+    plan = small_plan()
+    assert scores(plan, execute(plan, images, Store(tmp_path), QUIET)) == scores(plan, uninterrupted)
+    assert len(made) > len(closure(plan.runs))
+
+
+def test_a_run_that_cannot_even_be_made_is_named(tmp_path, monkeypatch):
+    run, real = small_plan().runs[0], module.start
+    def start(asked, *rest):
+        if asked.key == run.key: raise MemoryError
+        return real(asked, *rest)
+    monkeypatch.setattr(module, "start", start)
+    with pytest.raises(InputError, match=r"does not fit into memory .MemoryError"): execute(plan_of(run), images, Store(tmp_path), QUIET)
+
+
 def test_a_run_that_does_not_fit_is_named_and_the_others_survive(tmp_path, monkeypatch):
     plan = small_plan()
     monkeypatch.setattr(module, "train_epoch", fails({plan.runs[1].key}, 99))

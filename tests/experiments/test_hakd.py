@@ -19,7 +19,8 @@ from kdnb.data.views import Views
 from kdnb.engine.execute import How, execute, load_net
 from kdnb.engine.learner import Learner
 from kdnb.engine.run import Entry, Phase, Plan, Run, weighted
-from kdnb.engine.train import Teachers, frozen, train_epoch, views_for
+from kdnb.engine.frozen import frozen
+from kdnb.engine.train import Teachers, train_epoch, views_for
 from kdnb.experiments.experiment import paper_numbers
 from kdnb.experiments.hakd import HAKD, PAPER, PRESETS, shown
 from kdnb.losses.pca_gl import Neighbourhoods, coins
