@@ -68,3 +68,12 @@ def test_the_cost_of_bf16_is_taken_seed_by_seed(tmp_path):
     assert code == 0, output[-3000:]
     row = pd.read_csv(tmp_path/"reports/precision/precision.csv").iloc[0]
     assert abs(row["fp32 (%)"] - row["bf16 (%)"] - row["cost of bf16 (points)"]) < 0.01 and row["from"] <= row["to"]
+
+
+def test_the_cost_of_a_start_is_told_beside_what_is_there_anyway(tmp_path):
+    code, output = papermill(tmp_path, "-p", "rounds", "1", "-p", "reports", "reports", notebook="start")
+    assert code == 0, output[-3000:]
+    table = pd.read_csv(tmp_path/"reports/benchmarks/start.csv").set_index("case")
+    assert list(table.index) == ["imports", "with engine and report", "refused word", "finished table"]
+    assert (table["CPU s here"] == table.lowest).all() and (table.torch > 0).all() and set(table.target) == {0.5, 1.5, 4.5}
+    assert "at most 1.5" in (tmp_path/"reports/benchmarks/start.md").read_text(encoding="utf-8")
