@@ -212,6 +212,8 @@ class Speed:
     "How the device is used."
     compiled: bool = False  # networks go through torch.compile
     streams: int = 1        # students in flight at a time on a GPU
+    tf32: bool = False      # fp32 products of a GPU may be rounded to ten bits
+    cudnn_benchmark: bool = True  # cuDNN tries its algorithms, except where they must be repeatable
 
     def compile(self, nets, phase: Phase, device):
         "Compiles networks in place, where that is wanted."
@@ -238,14 +240,28 @@ class How:
     board: Board = Board()       # curves for TensorBoard
     answers: bool = False        # what teachers say is kept for later tables, in files
 
+    def said(self, device) -> str:
+        "Tells the choices that decide the last bits on a GPU; \"\" on a CPU, where there are none."
+        if torch.device(device).type == "cpu": return ""
+        tried = self.speed.cudnn_benchmark and not self.deterministic
+        return (f", fp32 {'rounded to' if self.speed.tf32 else 'without'} TF32, cudnn.benchmark "
+                f"{'on' if tried else 'off'}")
+
 # %% ../../nbs/engine/70_execute.ipynb #c45
 @contextmanager
-def determined(wanted: bool):
-    "Has torch use deterministic algorithms only, where wanted, and as before afterwards."
+def determined(wanted: bool, speed: Speed = Speed()):
+    "Has torch compute as is wanted, deterministically or fast, and as before afterwards."
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try: yield
-    finally: torch.use_deterministic_algorithms(before)
+    products, repeatable = torch.get_float32_matmul_precision(), wanted or before
+    torch.use_deterministic_algorithms(repeatable)
+    torch.set_float32_matmul_precision("high" if speed.tf32 else "highest")
+    tried = speed.cudnn_benchmark and not repeatable
+    try:
+        with torch.backends.cudnn.flags(torch.backends.cudnn.enabled, tried, None, repeatable,
+                                        speed.tf32): yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.set_float32_matmul_precision(products)
 
 # %% ../../nbs/engine/70_execute.ipynb #c48
 class Stopped(KeyboardInterrupt):
@@ -321,7 +337,9 @@ def keep(learner: Learner, session: Session):
     run, store = learner.run, session.store
     path = store.path("weights", run.key)
     mark = write_tensors(path, learner.net.state_dict(), about_weights(run))
-    store.finish(record_of(learner, session.facts(run), mark))
+    record = record_of(learner, session.facts(run), mark)
+    record["device"] += session.how.said(learner.device)
+    store.finish(record)
 
 # %% ../../nbs/engine/70_execute.ipynb #c61
 CHECKPOINT = 30.0  # seconds
@@ -459,7 +477,7 @@ def answers_of(key: str, teachers: Teachers, groups: list[list[Learner]], sessio
     if not pages: return None
     cache = cache_of(pupils[0], tuple(taps), store, images, like, pages)
     if session.how.live:
-        what = "all views" if cache.whole else f"{len(pages)} epochs"
+        what = "all views" if cache.whole else f"{len(pages)} epoch{'s' * (len(pages) > 1)}"
         tell(f"kept: what {pupils[0].teacher.label} says of {what}, {cache.size / 1e6:.1f} MB")
     return cache
 
@@ -570,7 +588,7 @@ def execute(
     if how.live and (said := forecast(expected(total, images, cost), len(queue.todo),
                                       device_name(images.train_x.device))): tell(said)
     progress = Progress(total, len(queue.todo), how.live)
-    with Stop() as stop, determined(how.deterministic):
+    with Stop() as stop, determined(how.deterministic, how.speed):
         work_off(queue, Session(plan, images, store, how, cost, progress, stop, holds=queue.holds))
     progress.close(summary_line(progress, len(runs), len(queue.todo), store))
     if queue.failed: raise too_large(queue.failed, runs)

@@ -9,14 +9,18 @@ from dataclasses import replace
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-from kdnb.data.images import load_images
+import kdnb.engine.train as train
+from kdnb.bench import random_images
+from kdnb.contract import Out
 from kdnb.engine.learner import Learner
-from kdnb.engine.run import Phase, Run, Weighted, distill
+from kdnb.engine.optimisers import optimisers
+from kdnb.engine.run import Phase, Run, Weighted, distill, optimised
+from kdnb.engine.teacher_cache import TeacherCache, every_view
 from kdnb.engine.train import Teachers, frozen, steps_of, views_for
 from kdnb.models.pretrained import network
 from kdnb.registry import losses
@@ -29,6 +33,8 @@ class Module(_DummyBackendModule):
 
 DEVICE = "pretended"
 READS = ("_local_scalar_dense", "is_nonzero", "item", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
+SHAPELESS = ("_fused_sgd_",)  # change tensors in place, and torch has no rule for their shapes
+ONCE = ("started",)  # what terms remember of a first step, beside `seen`
 
 
 class Watch(TorchDispatchMode):
@@ -37,11 +43,12 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, given=(), named=None):
         name = function.name().removeprefix("aten::").split(".")[0]
-        if not self.on or not function.name().startswith("aten::"): return function(*given, **(named or {}))
+        call = (lambda *given, **named: None) if name in SHAPELESS else function
+        if not self.on or not function.name().startswith("aten::"): return call(*given, **(named or {}))
         self.count[name] = self.count.get(name, 0) + 1
         said, out = self.found, None
         if name in READS: said.append(f"{name} reads the device")
-        try: out = function(*given, **(named or {}))
+        try: out = call(*given, **(named or {}))
         except Exception as error:
             said.append(f"{name}: {str(error).splitlines()[0][:150]}")
             raise
@@ -51,16 +58,18 @@ class Watch(TorchDispatchMode):
 
 
 class Data(TorchFunctionMode):
-    "Has numbers of Python come to the device, which the placeholder cannot; written down where the watch is on."
+    "Has numbers of Python and constants of modules come to the device, which the placeholder cannot; written down where the watch is on."
     def __init__(self, watch): super().__init__(); self.watch = watch
 
     def __torch_function__(self, function, types, given=(), named=None):
         named = named or {}
-        if function in (torch.tensor, torch.as_tensor) and torch.device(named.get("device") or "cpu").type == DEVICE:
-            if self.watch.on: self.watch.found.append(f"{function.__name__} copies to the device")
-            with torch._C.DisableTorchFunction(): like = torch.tensor(given[0], dtype=named.get("dtype"))
-            return torch.empty(like.shape, dtype=like.dtype, device=DEVICE)
-        return function(*given, **named)
+        made = function in (torch.tensor, torch.as_tensor) and torch.device(named.get("device") or "cpu").type == DEVICE
+        moves = function is torch.Tensor.to and not isinstance(given[0], FakeTensor) and DEVICE in str(given[1:])
+        if not made and not moves: return function(*given, **named)
+        if made and isinstance(given[0], torch.Tensor): return given[0]
+        if self.watch.on: self.watch.found.append(f"{function.__name__} copies to the device")
+        with torch._C.DisableTorchFunction(): like = given[0] if moves else torch.tensor(given[0], dtype=named.get("dtype"))
+        return torch.empty(like.shape, dtype=like.dtype, device=DEVICE)
 
 
 def moved(module, mode):
@@ -95,53 +104,83 @@ def settled(learner, mode):
         if module is not None: moved(module, mode)
     for term in learner.terms:
         term.seen = True
-        if hasattr(term, "started"): term.started = True
+        for name in ONCE:
+            if hasattr(term, name): setattr(term, name, True)
     learner.enter()
     return learner
 
 
-def rehearse(runs, images, nets, caches=lambda images: {}):
-    "Takes runs through three steps of each of their phases; gives what the last two did that they should not."
-    group, found = [Learner(run, images, nets.get(run.teacher.key) if run.teacher else None) for run in runs], []
+def kept(way, keys, images):
+    "Gives the caches of teachers: none, or an epoch that is \"asked\" for the first time, or again (\"kept\"), or every \"view\"."
+    if not way: return {}
+    like = Out(torch.empty(1, 10, device=DEVICE), torch.empty(1, 64, device=DEVICE))
+    pages = every_view(162) if way == "view" else [(0, 0)]
+    made = {key: TeacherCache({}, pages, len(images.train_x), like) for key in keys}
+    for cache in made.values(): cache.filled = [0 if way == "asked" else cache.images] * len(pages)
+    return made
+
+
+def rehearse(run, images, net, way=""):
+    "Takes a run through three steps of each of its phases; gives what the last two did that they should not, and their operations."
+    learner, nets = Learner(run, images, net), {run.teacher.key: net} if run.teacher else {}
     with pretended() as watch:
         images = on_device(images)
-        for learner in group: settled(learner, watch.mode)
-        teachers = Teachers({key: moved(net, watch.mode) for key, net in nets.items()}, caches(images))
+        settled(learner, watch.mode)
+        teachers = Teachers({key: moved(net, watch.mode) for key, net in nets.items()}, kept(way, nets, images))
         def tick(done): watch.on = True
         try:
-            for number, phase in enumerate(runs[0].phases):
-                for learner in group:
-                    learner.phase = number
-                    if number: learner.enter()
-                views = views_for(phase, images)
-                steps_of(group, images, views, teachers, tick, ())
+            for learner.phase, phase in enumerate(run.phases):
+                learner.enter()
+                steps_of([learner], images, views_for(phase, images), teachers, tick, ())
                 watch.on = False
-        except Exception as error: watch.on = False; watch.found.append(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
-    return watch.found
+        except Exception as error:
+            watch.on = False
+            watch.found.append(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    return list(dict.fromkeys(watch.found)), watch.count
 
 
 def cases():
-    "Gives runs by name: every loss that a ResNet can teach, and both phases of a contrastive network."
-    images = load_images("digits").split(validation=100, train=96, test=100)
+    "Gives runs by name, and how their teacher is asked: every loss that a ResNet can teach, all phases, optimisers and ways."
+    images = random_images(96)
     phase = Phase("classify", 2, 32, 0.05)
     alone = Run("resnet8", "ce", (phase,), images.identity, 0)
     teacher = replace(alone, net="resnet14")
-    found = {"ce": alone, "supcon alone": replace(alone, objective="supcon", phases=(replace(phase, kind="contrast"), replace(phase, kind="linear")))}
+    found = {"ce": alone, "contrast and linear": replace(alone, objective="supcon", phases=(replace(phase, kind="contrast"), replace(phase, kind="linear")))}
     for name in losses.names():
         term = losses.build(name)
         if "attention" not in term.needs: found[name] = distill(alone, (Weighted(name, 0.5),), teacher, replace(teacher, net="resnet8"))
+    both = distill(alone, (Weighted("kd", 0.5), Weighted("gram", 0.5, (("on", "embedding"),))), teacher)
+    found |= {f"kd+gram, {way}": both for way in ("asked", "kept", "view")}
+    found |= {f"kd+gram, {name}": replace(both, phases=(optimised(phase, name),)) for name in optimisers.names()}
     return images, found
 
 
+def planted():
+    "Gives faults by name: what a loss must not do."
+    def read(loss, x): return loss * float(loss.detach())
+    def branch(loss, x): return loss if loss > 0 else -loss
+    def pick(loss, x): return loss + (x > 0).nonzero().sum()
+    def copy(loss, x): return loss * torch.tensor(2.0, device=DEVICE)
+    def mix(loss, x): return loss + (torch.ones(x.shape) * 2).to(DEVICE).sum()
+    def back(loss, x): return loss + x.cpu().sum().to(DEVICE)
+    return {f.__name__: f for f in (read, branch, pick, copy, mix, back)}
+
+
 def main(names):
+    "Rehearses some cases, or all of them."
     _setup_privateuseone_for_python_backend(DEVICE, Module())
+    train.BLOCK = 1   # what is drawn for many steps is drawn for each
     images, runs = cases()
     said = {}
-    for name in names or runs:
-        run = runs[name]
+    faults, plain = planted(), train.LOSS["classify"]
+    for name in names or (*runs, *faults):
+        def loss(learner, x, *rest): return faults[name](plain(learner, x, *rest), x)
+        train.LOSS["classify"] = loss if name in faults else plain
+        runs[name] = runs["ce"] if name in faults else runs[name]
         torch.manual_seed(0)
-        nets = {run.teacher.key: frozen(network(run.teacher.net, images))} if run.teacher else {}
-        said[name] = rehearse([run], images, nets)
+        teacher = runs[name].teacher
+        net, way = teacher and frozen(network(teacher.net, images)), name.partition(", ")[2]
+        said[name] = rehearse(runs[name], images, net, way if way in ("asked", "kept", "view") else "")
     print(json.dumps(said))
 
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import kdnb.engine.execute as module
 from kdnb.data.images import load_images
 from kdnb.data.views import Views
-from kdnb.engine.execute import How, Speed, enumerate_views, load_net
+from kdnb.engine.execute import How, Speed, determined, enumerate_views, load_net
 from kdnb.engine.learner import Learner, is_unsafe, restore, state
 from kdnb.engine.optimisers import optimisers
 from kdnb.engine.progress import Board
@@ -181,3 +181,30 @@ def test_networks_are_laid_out_safely_before_they_learn():
     net = Learner(run, IMAGES).net
     assert any(isinstance(m, torch.nn.Conv2d) and m._forward_pre_hooks for m in net.modules())
     assert not any(is_unsafe(m) for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+
+
+def arithmetic(): return (torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark,
+                          torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
+
+
+@pytest.mark.parametrize("wanted,speed,during", [
+    (False, Speed(), ("highest", False, False, True, False, False)), (True, Speed(), ("highest", False, False, False, True, True)),
+    (False, Speed(tf32=True, cudnn_benchmark=False), ("high", True, True, False, False, False))])
+def test_what_decides_the_last_bits_on_a_gpu_is_declared_and_put_back(wanted, speed, during):
+    before = arithmetic()
+    with pytest.raises(KeyError), determined(wanted, speed):
+        assert arithmetic() == during
+        raise KeyError
+    assert arithmetic() == before
+
+
+def test_the_choices_stand_with_a_gpu_s_name_and_with_no_cpu_s(tmp_path):
+    assert How().said("cuda:0") == ", fp32 without TF32, cudnn.benchmark on" and How().said("cpu") == ""
+    assert How(deterministic=True, speed=Speed(tf32=True)).said("cuda") == ", fp32 rounded to TF32, cudnn.benchmark off"
+    run = student(phases=(replace(PHASE, epochs=1),))
+    seen, real = [], module.train_epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_epoch", lambda *rest: seen.append(arithmetic()) or real(*rest))
+        patch.setattr(How, "said", lambda self, device: ", as declared")
+        record = execute([run], Store(tmp_path))[run.key]
+    assert record["device"].endswith(", as declared") and seen[0][:4] == ("highest", False, False, True)
