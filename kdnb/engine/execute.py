@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['COST', 'SLOWEST', 'CACHE', 'CHECKPOINT', 'flops', 'costs', 'image_cost', 'work', 'expected', 'about_weights',
-           'check_accuracy', 'check_weights', 'load_net', 'cache_path', 'cache_of', 'enumerate_views', 'epochs_asked',
-           'teachers_of', 'keep_caches', 'Speed', 'How', 'determined', 'Stopped', 'Stop', 'Session', 'training',
-           'record_of', 'keep', 'save_checkpoint', 'start', 'checkpoint', 'stopped', 'together', 'groups', 'members',
-           'line', 'report_epoch', 'epoch_of', 'train_group', 'out_of_memory', 'halved', 'train', 'too_large',
-           'check_pairs', 'wait', 'work_off', 'note_plan', 'summary_line', 'execute']
+           'check_accuracy', 'check_weights', 'load_net', 'cache_path', 'epochs_asked', 'asked_again', 'pages_for',
+           'cache_of', 'enumerate_views', 'teachers_of', 'keep_caches', 'Speed', 'How', 'repeatable', 'determined',
+           'Stopped', 'Stop', 'Session', 'training', 'record_of', 'keep', 'save_checkpoint', 'start', 'checkpoint',
+           'stopped', 'together', 'groups', 'members', 'line', 'report_epoch', 'epoch_of', 'train_group',
+           'out_of_memory', 'answers_of', 'keep_answers', 'halved', 'train', 'too_large', 'check_pairs', 'wait',
+           'work_off', 'note_plan', 'summary_line', 'execute']
 
 # %% ../../nbs/engine/70_execute.ipynb #c2
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..contract import Out
 from ..data.images import Images
 from ..data.views import Views
 from .evaluate import scored, tested
@@ -31,8 +34,10 @@ from .progress import LONG, Board, Progress, duration, forecast, pace, tell
 from .provenance import circumstances, code_of
 from .queue import Queue, closure, depth
 from .run import Phase, Plan, Run
-from .teacher_cache import TeacherCache, load_cache, save_cache
-from .train import Teachers, inputs, train_epoch, views_for
+from .teacher_cache import (
+    EVERY, TeacherCache, answer_bytes, every_view, load_cache, save_cache)
+from .train import (
+    TAUGHT, Teachers, epochs_ahead, inputs, train_epoch, views_for)
 from ..models.pretrained import network
 from ..parameters import device_name
 from ..registry import InputError
@@ -135,67 +140,81 @@ def cache_path(key: str, taps, store: Store) -> Path:
     return store.folder/"caches"/f"{key}-{'-'.join(taps)}.safetensors"
 
 # %% ../../nbs/engine/70_execute.ipynb #c27
-def cache_of(run: Run, taps: tuple[str, ...], store: Store, images: Images) -> TeacherCache:
-    "Makes the cache of a run's teacher, filled with what earlier runs left."
+def epochs_asked(pupils: list[Run]) -> int:
+    "Counts the epochs of different views that students ask for: losses of one seed ask the same."
+    return sum(phase.epochs for seed, phases in {(run.seed, run.phases) for run in pupils}
+               for phase in phases if phase.kind in TAUGHT)
+
+# %% ../../nbs/engine/70_execute.ipynb #c29
+def asked_again(groups: list[list[Learner]], key: str, later: bool = False) -> tuple:
+    "Gives the epochs that several groups ask a teacher for; all of them, if later tables ask, too."
+    asked = Counter(epoch for group in groups
+                    if any(l.run.teacher and l.run.teacher.key == key for l in group)
+                    for epoch in epochs_ahead(group[0]))
+    return tuple(sorted(epoch for epoch, times in asked.items() if times > 1 or later))
+
+# %% ../../nbs/engine/70_execute.ipynb #c31
+def pages_for(again: tuple, pupils: list[Run], views: int, most: float) -> tuple:
+    "Gives what a teacher's cache has pages for: every view, or epochs, as far as `most` pages go."
+    if views < epochs_asked(pupils) and views <= most: return every_view(views)
+    return again[:int(most)]
+
+# %% ../../nbs/engine/70_execute.ipynb #c33
+def cache_of(
+    run: Run, taps: tuple[str, ...], store: Store, images: Images, like: Out, pages,
+) -> TeacherCache:
+    "Makes the cache of a run's teacher, filled with what earlier runs left of these pages."
     _, mark = store.weights(run.teacher.key, about_weights(run.teacher))
     views = Views(images.train_x[:1], images)
     about = {"teacher": mark, "data": run.data.fingerprint, "images": len(images.train_x),
              "pad": views.pad, "flip": views.flip, "taps": list(taps), "precision": run.precision}
-    cache = TeacherCache(about, views.count, len(images.train_x), images.train_x.device,
-                         CACHE, taps)
+    cache = TeacherCache(about, pages, len(images.train_x), like, taps)
     load_cache(cache, cache_path(run.teacher.key, taps, store))
     return cache
 
-# %% ../../nbs/engine/70_execute.ipynb #c30
-def enumerate_views(teachers: Teachers, key: str, run: Run, images: Images):
-    "Asks a teacher for all views of all training images, in batches of the run's size."
-    cache, views, n = teachers.caches[key], Views(images.train_x, images), len(images.train_x)
+# %% ../../nbs/engine/70_execute.ipynb #c35
+@torch.no_grad()
+def enumerate_views(teachers: Teachers, run: Run, images: Images):
+    "Asks teachers for the views of all training images that are not kept, in one pass for all of them."
+    views, n = Views(images.train_x, images), len(images.train_x)
     size = min(run.phases[-1].batch, n)
     every = torch.arange(-(-n // size) * size, device=images.train_x.device) % n
+    whole = {key: cache for key, cache in teachers.caches.items() if cache.whole}
     for number in range(views.count):
-        for index in every.split(size):
-            view = torch.full_like(index, number)
-            if teachers.known([key], view, index): continue
-            x = inputs(views, run.phases[-1], 0, 0, index, view)
-            teachers.outputs([key], set(), x, view, index, run.precision)
-            if not cache.fits(views.count * n): return
+        keys = sorted(k for k, cache in whole.items() if cache.filled[number] < n)
+        for index in every.split(size) if keys else ():
+            x = inputs(views, run.phases[-1], 0, 0, index, torch.full_like(index, number))
+            teachers.outputs(keys, (), x, {k: number * n + index for k in keys}, run.precision)
+        teachers.note(keys, EVERY, number, 0, n)
 
-# %% ../../nbs/engine/70_execute.ipynb #c32
-def epochs_asked(pupils: list[Run]) -> int:
-    "Counts the epochs of different views that students ask for: losses of one seed ask the same."
-    return sum(phase.epochs for seed, phases in {(run.seed, run.phases) for run in pupils}
-               for phase in phases if phase.kind in ("classify", "initial"))
-
-# %% ../../nbs/engine/70_execute.ipynb #c34
+# %% ../../nbs/engine/70_execute.ipynb #c37
 def teachers_of(runs, store: Store, images: Images) -> Teachers:
-    "Loads the teachers of some runs, once each, with what is kept of their answers."
+    "Loads the teachers of some runs, once each, and what is looked at of their answers."
     runs = [run for run in runs if run.teacher]
     teachers = Teachers({run.teacher.key: load_net(run.teacher, store, images) for run in runs})
     for key in teachers.nets:
-        pupils = [run for run in runs if run.teacher.key == key]
-        taps = tuple(sorted({tap for run in pupils for term in run.terms
-                             for tap in term.build().needs}))
-        teachers.taps[key] = taps
-        if set(taps) <= {"logits", "embedding"}:
-            teachers.caches[key] = cache_of(pupils[0], taps, store, images)
-            if epochs_asked(pupils) > teachers.caches[key].views:
-                enumerate_views(teachers, key, pupils[0], images)
+        teachers.taps[key] = tuple(sorted({
+            tap for run in runs if run.teacher.key == key
+            for term in run.terms for tap in term.build().needs}))
     return teachers
 
-# %% ../../nbs/engine/70_execute.ipynb #c36
+# %% ../../nbs/engine/70_execute.ipynb #c39
 def keep_caches(teachers: Teachers, store: Store):
-    "Writes what was added to the teachers' caches; one that cannot be written only costs time."
+    "Writes caches to which something was added; one that cannot be written only costs time."
     for key, cache in teachers.caches.items():
-        if cache.hits == cache.asked: continue
+        if not cache.changed: continue
         try: save_cache(cache, cache_path(key, cache.taps, store))
         except InputError as e: print(f"teacher cache not kept: {e}")
+        cache.changed = False
 
-# %% ../../nbs/engine/70_execute.ipynb #c39
+# %% ../../nbs/engine/70_execute.ipynb #c42
 @dataclass(frozen=True)
 class Speed:
     "How the device is used."
     compiled: bool = False  # networks go through torch.compile
     streams: int = 1        # students in flight at a time on a GPU
+    tf32: bool = False      # fp32 products of a GPU may be rounded to ten bits
+    cudnn_benchmark: bool = True  # cuDNN tries its algorithms, except where they must be repeatable
 
     def compile(self, nets, phase: Phase, device):
         "Compiles networks in place, where that is wanted."
@@ -210,7 +229,7 @@ class Speed:
         if device.type != "cuda" or self.streams < 2: return []
         return [torch.cuda.Stream(device) for _ in range(self.streams)]
 
-# %% ../../nbs/engine/70_execute.ipynb #c40
+# %% ../../nbs/engine/70_execute.ipynb #c43
 @dataclass(frozen=True)
 class How:
     "How a plan is executed."
@@ -220,10 +239,18 @@ class How:
     deterministic: bool = False  # a GPU gives the same bits again, at some cost
     speed: Speed = Speed()
     board: Board = Board()       # curves for TensorBoard
+    answers: bool = False        # what teachers say is kept for later tables, in files
 
-# %% ../../nbs/engine/70_execute.ipynb #c42
+    def said(self, device) -> str:
+        "Tells the choices that decide the last bits on a GPU; \"\" on a CPU, where there are none."
+        if torch.device(device).type == "cpu": return ""
+        tried = self.speed.cudnn_benchmark and not self.deterministic
+        return (f", fp32 {'rounded to' if self.speed.tf32 else 'without'} TF32, cudnn.benchmark "
+                f"{'on' if tried else 'off'}")
+
+# %% ../../nbs/engine/70_execute.ipynb #c45
 @contextmanager
-def determined(wanted: bool):
+def repeatable(wanted: bool):
     "Has torch use deterministic algorithms only, where wanted, and as before afterwards."
     if not wanted or torch.are_deterministic_algorithms_enabled():
         yield  # setting it anew would import torch's compiler
@@ -232,12 +259,25 @@ def determined(wanted: bool):
     try: yield
     finally: torch.use_deterministic_algorithms(False)
 
-# %% ../../nbs/engine/70_execute.ipynb #c45
+
+@contextmanager
+def determined(wanted: bool, speed: Speed = Speed()):
+    "Has torch compute as is wanted, deterministically or fast, and as before afterwards."
+    products, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    with repeatable(wanted):
+        same = torch.are_deterministic_algorithms_enabled()
+        torch.set_float32_matmul_precision("high" if speed.tf32 else "highest")
+        try:
+            with cudnn.flags(cudnn.enabled, speed.cudnn_benchmark and not same, None, same,
+                             speed.tf32): yield
+        finally: torch.set_float32_matmul_precision(products)
+
+# %% ../../nbs/engine/70_execute.ipynb #c48
 class Stopped(KeyboardInterrupt):
     "Training was asked to stop, and did, after a checkpoint."
     def _render_traceback_(self) -> list[str]: return [str(self)]
 
-# %% ../../nbs/engine/70_execute.ipynb #c46
+# %% ../../nbs/engine/70_execute.ipynb #c49
 class Stop:
     "Whether this process was asked to stop, and by which signal."
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -257,7 +297,7 @@ class Stop:
         for number, handler in self.before.items(): signal.signal(number, handler)
         if self.asked == signal.SIGTERM and error[0] is Stopped: signal.raise_signal(self.asked)
 
-# %% ../../nbs/engine/70_execute.ipynb #c49
+# %% ../../nbs/engine/70_execute.ipynb #c52
 @dataclass
 class Session:
     "What stays the same while a plan is executed."
@@ -271,6 +311,8 @@ class Session:
     saved: float = field(default_factory=time.monotonic)  # when checkpoints were last written
     holds: Callable = lambda run: True  # whether this process still holds a run
     views: dict[str, Views] = field(default_factory=dict)  # made so far, by kind of phase
+    ahead: list[Run] = field(default_factory=list)  # runs that are not finished, of all seeds
+    answers: dict = field(default_factory=dict)  # caches that later seeds ask, too, by teacher
 
     def facts(self, run: Run) -> dict:
         "Gives what the plan makes of a run, by its first entry."
@@ -285,13 +327,13 @@ class Session:
         if kind not in self.views: self.views[kind] = views_for(phase, self.images)
         return self.views[kind]
 
-# %% ../../nbs/engine/70_execute.ipynb #c52
+# %% ../../nbs/engine/70_execute.ipynb #c55
 def training(phase: Phase) -> str:
     "Gives a phase in words."
     return (f"{phase.epochs} epochs, batch {phase.batch}, learning rate {phase.lr:g}, "
             f"{phase.shape}")
 
-# %% ../../nbs/engine/70_execute.ipynb #c54
+# %% ../../nbs/engine/70_execute.ipynb #c57
 def record_of(learner: Learner, facts: dict, weights: str) -> dict:
     "Gives the record of a finished run; `weights` is the digest of what it learned."
     run, classes = learner.run, learner.net.classifier.out_features
@@ -305,15 +347,17 @@ def record_of(learner: Learner, facts: dict, weights: str) -> dict:
             "seconds": round(learner.seconds, 2), "weights": weights, "code": code_of(run),
             **circumstances(learner.device)}
 
-# %% ../../nbs/engine/70_execute.ipynb #c55
+# %% ../../nbs/engine/70_execute.ipynb #c58
 def keep(learner: Learner, session: Session):
     "Writes what a finished run leaves: its weights, for those who learn from it, and its result."
     run, store = learner.run, session.store
     path = store.path("weights", run.key)
     mark = write_tensors(path, learner.net.state_dict(), about_weights(run))
-    store.finish(record_of(learner, session.facts(run), mark))
+    record = record_of(learner, session.facts(run), mark)
+    record["device"] += session.how.said(learner.device)
+    store.finish(record)
 
-# %% ../../nbs/engine/70_execute.ipynb #c58
+# %% ../../nbs/engine/70_execute.ipynb #c61
 CHECKPOINT = 30.0  # seconds
 
 
@@ -323,7 +367,7 @@ def save_checkpoint(learner: Learner, store: Store):
     about = {"run": learner.run.key, "state": about}
     write_tensors(store.path("unfinished", learner.run.key), tensors, about)
 
-# %% ../../nbs/engine/70_execute.ipynb #c60
+# %% ../../nbs/engine/70_execute.ipynb #c63
 def start(run: Run, session: Session, teachers: Teachers, fresh: bool) -> Learner:
     "Gives a learner at the beginning of its run, or where its checkpoint left it."
     teacher = teachers.nets.get(run.teacher.key) if run.teacher else None
@@ -339,7 +383,7 @@ def start(run: Run, session: Session, teachers: Teachers, fresh: bool) -> Learne
     except InputError as error: raise InputError(f"{path} is {error} {cure}") from None
     return learner
 
-# %% ../../nbs/engine/70_execute.ipynb #c62
+# %% ../../nbs/engine/70_execute.ipynb #c65
 def checkpoint(group: list[Learner], session: Session):
     "Writes checkpoints where it is time, and stops where that was asked for."
     stop = session.stop.asked
@@ -357,27 +401,27 @@ def stopped() -> Stopped:
     tell(said)
     return Stopped(said)
 
-# %% ../../nbs/engine/70_execute.ipynb #c65
+# %% ../../nbs/engine/70_execute.ipynb #c68
 def together(learner: Learner) -> tuple:
     "Gives what learners must have in common to share a batch."
     return (learner.run.seed, learner.run.phases, learner.run.precision, depth(learner.run),
             learner.phase, learner.epoch, learner.step)
 
-# %% ../../nbs/engine/70_execute.ipynb #c66
+# %% ../../nbs/engine/70_execute.ipynb #c69
 def groups(learners: list[Learner]) -> list[list[Learner]]:
     "Sorts learners into groups that can go on in lockstep."
     found = {}
     for learner in learners: found.setdefault(together(learner), []).append(learner)
     return list(found.values())
 
-# %% ../../nbs/engine/70_execute.ipynb #c68
+# %% ../../nbs/engine/70_execute.ipynb #c71
 def members(group: list[Learner]) -> str:
     "Names the networks of a group, such as \"resnet20, 6 x resnet8\"."
     nets = [learner.run.net for learner in group]
     return ", ".join(f"{nets.count(net)} x {net}" if nets.count(net) > 1 else net
                      for net in dict.fromkeys(nets))
 
-# %% ../../nbs/engine/70_execute.ipynb #c70
+# %% ../../nbs/engine/70_execute.ipynb #c73
 def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     "Gives one line about a group's epoch."
     run, record = group[0].run, records[0]
@@ -390,7 +434,7 @@ def line(group: list[Learner], records: list[dict], seconds: float) -> str:
     return (f"{names}: {record['phase']} {record['epoch']}/{epochs}{val}, {duration(seconds)}"
             + (f"; diverged: {', '.join(lost)}" if lost else ""))
 
-# %% ../../nbs/engine/70_execute.ipynb #c72
+# %% ../../nbs/engine/70_execute.ipynb #c75
 def report_epoch(group: list[Learner], records: list[dict], session: Session, began: float):
     "Tells of an epoch: in the log, in the curves and on the board."
     for l, record in zip(group, records):
@@ -399,7 +443,7 @@ def report_epoch(group: list[Learner], records: list[dict], session: Session, be
               if r.get("val")}
     session.progress.epoch(line(group, records, time.monotonic() - began), points)
 
-# %% ../../nbs/engine/70_execute.ipynb #c73
+# %% ../../nbs/engine/70_execute.ipynb #c76
 def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, streams):
     "Takes a group through its epoch; keeps what is finished."
     kind, began = group[0].current.kind, time.monotonic()
@@ -414,7 +458,7 @@ def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, 
         if learner.done and session.holds(learner.run): keep(learner, session)
     session.progress.end(sum(learner.done for learner in group))
 
-# %% ../../nbs/engine/70_execute.ipynb #c74
+# %% ../../nbs/engine/70_execute.ipynb #c77
 def train_group(group: list[Learner], session: Session, teachers: Teachers):
     "Trains a group to its end, writing checkpoints and results."
     streams = session.how.speed.prepare(group, teachers)
@@ -425,14 +469,48 @@ def train_group(group: list[Learner], session: Session, teachers: Teachers):
         group = [l for l in group if not l.done and session.holds(l.run)]
         if group: checkpoint(group, session)
 
-# %% ../../nbs/engine/70_execute.ipynb #c77
+# %% ../../nbs/engine/70_execute.ipynb #c80
 def out_of_memory(error: Exception) -> bool:
     "Tells whether an error says that memory ran out, of the GPU or of the machine."
     said = ("can't allocate memory", "could not create a primitive")
     return (isinstance(error, (torch.OutOfMemoryError, MemoryError))
             or any(text in str(error) for text in said))
 
-# %% ../../nbs/engine/70_execute.ipynb #c79
+# %% ../../nbs/engine/70_execute.ipynb #c82
+def answers_of(key: str, teachers: Teachers, groups: list[list[Learner]], session: Session):
+    "Makes the cache of a teacher that will be asked something again, and tells its size; or None."
+    pupils = [run for run in session.ahead if run.teacher and run.teacher.key == key]
+    taps = sorted({tap for run in pupils for term in run.terms for tap in term.build().needs})
+    plain = taps and set(taps) <= {"logits", "embedding"}
+    if not plain or len({run.precision for run in pupils}) > 1: return None
+    images, store = session.images, session.store
+    like = teachers.nets[key](torch.zeros(1, *images.shape, device=images.train_x.device))
+    most = CACHE / (answer_bytes(like, taps) * len(images.train_x))
+    views, again = Views(images.train_x[:1], images).count, asked_again(groups, key, session.how.answers)
+    pages = pages_for(again, pupils, views, most)
+    if not pages: return None
+    cache = cache_of(pupils[0], tuple(taps), store, images, like, pages)
+    if session.how.live:
+        what = "all views" if cache.whole else f"{len(pages)} epoch{'s' * (len(pages) > 1)}"
+        tell(f"kept: what {pupils[0].teacher.label} says of {what}, {cache.size / 1e6:.1f} MB")
+    return cache
+
+# %% ../../nbs/engine/70_execute.ipynb #c83
+def keep_answers(teachers: Teachers, groups: list[list[Learner]], session: Session):
+    "Gives teachers the caches of what they will be asked again; asks for all views where that pays."
+    asking = {run.teacher.key for run in session.ahead if run.teacher}
+    session.answers = {key: cache for key, cache in session.answers.items() if key in asking}
+    for key in teachers.nets:
+        cache = (teachers.caches.get(key) or session.answers.get(key)
+                 or answers_of(key, teachers, groups, session))
+        if cache is None: continue
+        teachers.caches[key], teachers.taps[key] = cache, cache.taps
+        if cache.whole: session.answers[key] = cache
+    if any(not c.has(0, 0, 0) for c in teachers.caches.values() if c.whole):
+        enumerate_views(teachers, groups[0][0].run, session.images)
+        keep_caches(teachers, session.store)
+
+# %% ../../nbs/engine/70_execute.ipynb #c84
 def halved(
     runs: list[Run], error: Exception, session: Session, teachers: Teachers, fresh: bool,
 ) -> dict[str, str]:
@@ -448,11 +526,13 @@ def train(
     runs: list[Run], session: Session, teachers: Teachers, fresh: bool,
 ) -> dict[str, str]:
     "Trains runs of one seed in groups that fit; gives what those asked for that do not fit alone."
-    try: todo = groups([start(run, session, teachers, fresh) for run in runs])
+    try:
+        ordered = groups([start(run, session, teachers, fresh) for run in runs])
+        keep_answers(teachers, ordered, session)
     except (RuntimeError, MemoryError) as error:
         return halved(runs, error, session, teachers, fresh)
     failed = {}
-    for group in todo:
+    for group in ordered:
         here = [learner.run for learner in group]
         try: train_group(group, session, teachers)
         except (RuntimeError, MemoryError) as error:
@@ -460,14 +540,14 @@ def train(
             failed |= halved(here, error, session, teachers, False)
     return failed
 
-# %% ../../nbs/engine/70_execute.ipynb #c80
+# %% ../../nbs/engine/70_execute.ipynb #c85
 def too_large(failed: dict[str, str], runs: list[Run]) -> InputError:
     "Gives the error for runs that do not fit into memory, with what they asked for."
     said = "; ".join(f"{run.label} does not fit into memory ({failed[run.key]})"
                      for run in runs if run.key in failed)
     return InputError(f"{said}. A smaller batch needs less; all other runs are finished and kept.")
 
-# %% ../../nbs/engine/70_execute.ipynb #c83
+# %% ../../nbs/engine/70_execute.ipynb #c88
 def check_pairs(todo: list[Run], images: Images):
     "Prepares every kind of term between every pair of networks once; `InputError` if one cannot be."
     kinds = {(run.net, run.peer or run.teacher.net, run.terms): run for run in todo if run.terms}
@@ -475,7 +555,7 @@ def check_pairs(todo: list[Run], images: Images):
         torch.manual_seed(0)
         Learner(run, images, frozen(network(other, images).to(images.train_x.device)))
 
-# %% ../../nbs/engine/70_execute.ipynb #c84
+# %% ../../nbs/engine/70_execute.ipynb #c89
 def wait(queue: Queue, session: Session):
     "Waits a moment for runs of other processes, and tells whose they are."
     said = queue.news() if session.how.live else ""
@@ -483,31 +563,31 @@ def wait(queue: Queue, session: Session):
     if session.stop.asked: raise stopped()
     session.progress.wait()
 
-# %% ../../nbs/engine/70_execute.ipynb #c85
+# %% ../../nbs/engine/70_execute.ipynb #c90
 def work_off(queue: Queue, session: Session):
     "Trains runs as their teachers become ready, beside other processes if any."
     while queue.left:
-        mine = queue.take()
+        mine, session.ahead = queue.take(), queue.left
         waiting = not queue.locks
         try:
             if mine:
                 teachers = teachers_of(mine, session.store, session.images)
                 queue.failed |= train(mine, session, teachers, session.how.force)
-                keep_caches(teachers, session.store)
+                if session.how.answers: keep_caches(teachers, session.store)
         finally: queue.release()
         if waiting: wait(queue, session)
         elsewhere = [run for run in queue.settle() if run not in mine]
         units = sum(work(run, session.images, session.cost) for run in elsewhere)
         session.progress.drop(len(elsewhere), units)
 
-# %% ../../nbs/engine/70_execute.ipynb #c86
+# %% ../../nbs/engine/70_execute.ipynb #c91
 def note_plan(plan: Plan, store: Store, needed: bool):
     "Writes a plan down; where nothing is to be trained, a folder that is only read will do."
     try: store.add_plan(plan.record)
     except NotWritten:
         if needed: raise
 
-# %% ../../nbs/engine/70_execute.ipynb #c88
+# %% ../../nbs/engine/70_execute.ipynb #c93
 def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> str:
     "Tells what was done, for the end of a table."
     elsewhere = todo - progress.runs
@@ -515,7 +595,7 @@ def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> s
             f"in {shown(store.folder/'runs')}"
             + (f"; {elsewhere} were trained by another process." if elsewhere else "."))
 
-# %% ../../nbs/engine/70_execute.ipynb #c89
+# %% ../../nbs/engine/70_execute.ipynb #c94
 def execute(
     plan: Plan,
     images: Images,   # the plan's data set, on the device that trains
@@ -533,7 +613,7 @@ def execute(
     if how.live and (said := forecast(expected(total, images, cost), len(queue.todo),
                                       device_name(images.train_x.device))): tell(said)
     progress = Progress(total, len(queue.todo), how.live)
-    with Stop() as stop, determined(how.deterministic):
+    with Stop() as stop, determined(how.deterministic, how.speed):
         work_off(queue, Session(plan, images, store, how, cost, progress, stop, holds=queue.holds))
     progress.close(summary_line(progress, len(runs), len(queue.todo), store))
     if queue.failed: raise too_large(queue.failed, runs)

@@ -15,18 +15,23 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 # %% auto #0
-__all__ = ['optimisers', 'share', 'SGD', 'AdamW', 'RMSprop', 'remembered', 'remind']
-
-# %% ../../nbs/engine/05_optimisers.ipynb #c4
-optimisers = Registry("optimiser", "kdnb.engine.optimisers")
+__all__ = ['optimisers', 'share', 'on_gpu', 'SGD', 'AdamW', 'RMSprop', 'remembered', 'remind']
 
 # %% ../../nbs/engine/05_optimisers.ipynb #c5
+optimisers = Registry("optimiser", "kdnb.engine.optimisers")
+
+# %% ../../nbs/engine/05_optimisers.ipynb #c6
 def share(name: str, value) -> float:
     "Gives a decay rate, a number from 0 to below 1; otherwise raises `InputError`."
     if not_negative(name, value) < 1: return float(value)
     return positive(f"1 - {name}", 1 - value)
 
-# %% ../../nbs/engine/05_optimisers.ipynb #c7
+# %% ../../nbs/engine/05_optimisers.ipynb #c9
+def on_gpu(parameters: list[Tensor]) -> bool:
+    "Tells whether parameters are on a GPU: then one kernel updates all of them, and counts there."
+    return all(p.device.type != "cpu" for p in parameters)
+
+# %% ../../nbs/engine/05_optimisers.ipynb #c11
 @optimisers.register("sgd")
 @dataclass(frozen=True)
 class SGD:
@@ -42,9 +47,10 @@ class SGD:
         "Makes the optimiser of some parameters."
         import torch
         return torch.optim.SGD(parameters, lr, self.momentum, weight_decay=weight_decay,
-                               nesterov=self.nesterov and self.momentum > 0)
+                               nesterov=self.nesterov and self.momentum > 0,
+                               fused=on_gpu(parameters) or None)
 
-# %% ../../nbs/engine/05_optimisers.ipynb #c9
+# %% ../../nbs/engine/05_optimisers.ipynb #c13
 @optimisers.register("adamw")
 @dataclass(frozen=True)
 class AdamW:
@@ -61,9 +67,11 @@ class AdamW:
     def __call__(self, parameters, lr: float, weight_decay: float) -> Optimizer:
         "Makes the optimiser of some parameters."
         import torch
-        return torch.optim.AdamW(parameters, lr, (self.beta1, self.beta2), self.eps, weight_decay)
+        gpu = on_gpu(parameters)
+        return torch.optim.AdamW(parameters, lr, (self.beta1, self.beta2), self.eps, weight_decay,
+                                 capturable=gpu, fused=gpu or None)
 
-# %% ../../nbs/engine/05_optimisers.ipynb #c10
+# %% ../../nbs/engine/05_optimisers.ipynb #c14
 @optimisers.register("rmsprop")
 @dataclass(frozen=True)
 class RMSprop:
@@ -81,9 +89,9 @@ class RMSprop:
         "Makes the optimiser of some parameters."
         import torch
         return torch.optim.RMSprop(parameters, lr, self.alpha, self.eps, weight_decay,
-                                   self.momentum)
+                                   self.momentum, capturable=on_gpu(parameters))
 
-# %% ../../nbs/engine/05_optimisers.ipynb #c13
+# %% ../../nbs/engine/05_optimisers.ipynb #c17
 def remembered(optimiser: Optimizer) -> tuple[dict[str, Tensor], dict[str, float]]:
     "Gives an optimiser's tensors and its plain numbers, by name such as \"0.momentum_buffer\"."
     from torch import Tensor
@@ -92,7 +100,7 @@ def remembered(optimiser: Optimizer) -> tuple[dict[str, Tensor], dict[str, float
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in found.items() if name not in tensors}
 
-# %% ../../nbs/engine/05_optimisers.ipynb #c16
+# %% ../../nbs/engine/05_optimisers.ipynb #c20
 def remind(optimiser: Optimizer, tensors: dict[str, Tensor], numbers: dict[str, float]):
     "Puts back what `remembered` gave, into an optimiser of the same parameters."
     state = {}

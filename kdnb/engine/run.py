@@ -9,6 +9,7 @@ __all__ = ['KINDS', 'SHAPES', 'ENGINE', 'BENCHMARK_EPOCHS', 'ROLES', 'Phase', 'o
 # %% ../../nbs/engine/10_run.ipynb #c2
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import cached_property
 
 from ..data.images import Identity
 from .optimisers import optimisers
@@ -155,7 +156,7 @@ class Run:
         return found | {"teacher": self.teacher.config if self.teacher else None,
                         "engine": ENGINE}
 
-    @property
+    @cached_property
     def key(self) -> str: return key_of(self.config)
 
 # %% ../../nbs/engine/10_run.ipynb #c22

@@ -28,7 +28,7 @@ def class_logs(
     rest = log_p.scatter(1, top, torch.finfo(u.dtype).min).logsumexp(1, keepdim=True)
     return log_p, torch.log1p(-log_p.exp()).scatter(1, top, rest)
 
-# %% ../../nbs/losses/44_supcrd_lw.ipynb #c10
+# %% ../../nbs/losses/44_supcrd_lw.ipynb #c11
 VARIANTS = ("a", "b", "c", "d", "e", "f")
 
 
@@ -53,7 +53,7 @@ def supcrd_lw_rows(
     if variant == "f": return own.exp()[dealt] * F.softplus(k + push - near)
     return F.softplus(k - own + push - near)
 
-# %% ../../nbs/losses/44_supcrd_lw.ipynb #c27
+# %% ../../nbs/losses/44_supcrd_lw.ipynb #c49
 @losses.register("supcrd_lw")
 class SupCRDLW(VectorTerm):
     "`supcrd` with the teacher's probabilities as weights (supcrd, section 3), and variants."
@@ -94,5 +94,5 @@ class SupCRDLW(VectorTerm):
             logs = class_logs(full_precision(teacher.logits).detach(), self.T_kd)
             rows = supcrd_lw_rows(
                 s @ t.T / self.tau, y, *logs, self.rho, self.variant, self.dealt(index))
-        if self.training: self.step = self.step + 1
+        if self.training: self.step += 1
         return rows.mean()

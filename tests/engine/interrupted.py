@@ -111,4 +111,4 @@ if __name__ == "__main__":
         module.CHECKPOINT = 0.0  # one after every step
     if asked.hold: watch(hold())
     store.LEASE = asked.lease
-    module.execute(small_plan(asked.seeds, asked.epochs), images, store.Store(asked.folder))
+    module.execute(small_plan(asked.seeds, asked.epochs), images, store.Store(asked.folder), module.How(answers=True))

@@ -15,6 +15,7 @@ import torch
 import kdnb.engine.execute as module
 import kdnb.engine.train as train
 import kdnb.store as files
+from kdnb.contract import Out
 from kdnb.data.images import load_images
 from kdnb.engine.execute import How, Session, Stop, Stopped, about_weights, cache_of, execute, load_net, start
 from kdnb.engine.progress import Progress
@@ -28,13 +29,14 @@ IMAGES = load_images("digits").split(validation=100, train=128, test=100)
 TEACHER = Run("resnet14", "ce", (Phase("classify", 2, 64, 0.05),), IMAGES.identity, 0)
 STUDENT = replace(TEACHER, net="resnet8", terms=(Weighted("mse", 0.01, (("on", "embedding"),)),), teacher=TEACHER)
 PLAN = Plan("toy", (Entry(STUDENT, "distilled", "mse", "resnet14", "resnet8"),), "quick", IMAGES.identity)
-QUIET = How(live=False)
+QUIET, KEPT = How(live=False), How(live=False, answers=True)
+LIKE, PAGES = Out(torch.zeros(1, 10), torch.zeros(1, 64)), [(0, 0), (0, 1)]
 KINDS = {"runs": STUDENT, "weights": TEACHER, "unfinished": STUDENT, "caches": TEACHER}
 
 
 def finished(folder):
     "The results of the plan without what depends on the clock."
-    found = execute(PLAN, IMAGES, Store(folder), QUIET)
+    found = execute(PLAN, IMAGES, Store(folder), KEPT)
     return {key: (r["history"], r["scores"], r["weights"], r["predictions"]) for key, r in found.items()}
 
 
@@ -71,7 +73,7 @@ def use(store, kind):
     session = Session(PLAN, IMAGES, store, QUIET, {}, Progress(1.0, 1, False), Stop())
     if kind == "runs": return store.results([STUDENT.key])[STUDENT.key]
     if kind == "weights": return load_net(TEACHER, store, IMAGES).state_dict()
-    if kind == "caches": return cache_of(STUDENT, ("embedding",), store, IMAGES).used
+    if kind == "caches": return sum(cache_of(STUDENT, ("embedding",), store, IMAGES, LIKE, PAGES).filled)
     return start(STUDENT, session, Teachers({TEACHER.key: network("resnet14", IMAGES)}), fresh=False).step
 
 
@@ -334,14 +336,18 @@ def test_weights_of_another_run_are_refused(store):
 
 CACHES = {
     "one more": lambda t: t | {"more": t["embedding"].clone()},
-    "one less": lambda t: {"place": t["place"]},
-    "no places": lambda t: {"embedding": t["embedding"]},
-    "a place out of range": lambda t: t | {"place": t["place"] + 10**6},
-    "a place below": lambda t: t | {"place": t["place"] - 10**6},
-    "a place twice": lambda t: t | {"place": t["place"] * 0},
+    "one less": lambda t: {k: v for k, v in t.items() if k != "embedding"},
+    "no epochs": lambda t: {k: v for k, v in t.items() if k != "epochs"},
+    "no sizes": lambda t: {k: v for k, v in t.items() if k != "filled"},
+    "more than there are images": lambda t: t | {"filled": t["filled"] + 10**6},
+    "less than none": lambda t: t | {"filled": t["filled"] - 10**6},
+    "fewer sizes than epochs": lambda t: t | {"filled": t["filled"][1:].clone()},
+    "an epoch twice": lambda t: t | {"epochs": t["epochs"] * 0},
+    "epochs without seed": lambda t: t | {"epochs": t["epochs"][:, 0].clone()},
     "another shape": lambda t: t | {"embedding": t["embedding"][1:].contiguous()},
     "another type": lambda t: t | {"embedding": t["embedding"].float()},
-    "places of another type": lambda t: t | {"place": t["place"].float()},
+    "epochs of another type": lambda t: t | {"epochs": t["epochs"].float()},
+    "sizes of another type": lambda t: t | {"filled": t["filled"].float()},
     "what is no number": lambda t: t | {"embedding": t["embedding"] * math.nan},
 }
 
@@ -356,10 +362,10 @@ def test_a_wrong_cache_is_told_and_not_used_though_its_digest_is_right(store, da
 
 def test_a_cache_that_is_not_used_is_made_again(store, made, capsys):
     path = file_of(store.folder, "caches")
-    store.path("runs", STUDENT.key).unlink()
+    for kind in ("runs", "unfinished"): store.path(kind, STUDENT.key).unlink()
     path.write_bytes(b"")
     assert finished(store.folder) == made[1] and path.name in capsys.readouterr().out
-    assert read_tensors(path)[0]["place"].numel()
+    assert read_tensors(path)[0]["filled"].tolist() == [128, 128]
 
 
 def test_results_of_schema_2_are_read(store):

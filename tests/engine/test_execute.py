@@ -9,13 +9,13 @@ import kdnb.engine.execute as module
 from kdnb.contract import Out
 from kdnb.data.images import load_images
 from kdnb.data.views import Views
-from kdnb.engine.execute import (cache_of, cache_path, costs, enumerate_views, epochs_asked, expected, groups, image_cost, line, members, out_of_memory,
+from kdnb.engine.execute import (cache_of, asked_again, cache_path, costs, enumerate_views, epochs_asked, expected, groups, image_cost, line, members, out_of_memory, pages_for,
                                  record_of, summary_line, too_large, training, work)
 from kdnb.engine.learner import Learner, is_unsafe, laid_out
 from kdnb.engine.optimisers import optimisers
 from kdnb.engine.progress import Progress
 from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted, distill, optimised, staged, weighted, worded
-from kdnb.engine.teacher_cache import TeacherCache, as_taught, halved, load_cache, save_cache
+from kdnb.engine.teacher_cache import EVERY, TeacherCache, answer_bytes, as_taught, every_view, halved, load_cache, save_cache
 from kdnb.engine.train import Teachers
 from kdnb.registry import InputError
 from kdnb.store import Store
@@ -145,16 +145,21 @@ def test_all_views_are_asked_once_and_no_more_than_fit(tmp_path, monkeypatch):
     run = replace(TAUGHT, phases=(replace(PHASE, batch=10),))
     module.execute(Plan("toy", (Entry(run.teacher, "teacher", "teacher", "t", "s"),), "quick", IMAGES.identity), IMAGES, Store(tmp_path),
                    module.How(live=False))
+    run = replace(run, phases=(replace(PHASE, batch=10, epochs=10),))
     for budget, whole in ((4e9, True), (100.0, False)):
         monkeypatch.setattr(module, "CACHE", budget)
-        cache = cache_of(run, ("logits",), Store(tmp_path), IMAGES)
+        like, views = Out(torch.zeros(1, 10), torch.zeros(1, 64)), Views(IMAGES.train_x, IMAGES).count
+        pages = pages_for(((0, 0), (0, 1)), [run] * 4, views, module.CACHE / (24 * 20))
+        assert pages == (every_view(views) if whole else ())
+        cache = cache_of(run, ("logits",), Store(tmp_path), IMAGES, like, pages)
         asked = []
         net = module.load_net(run.teacher, Store(tmp_path), IMAGES)
         net.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
         teachers = Teachers({run.teacher.key: net}, {run.teacher.key: cache}, {run.teacher.key: ("logits",)})
-        enumerate_views(teachers, run.teacher.key, run, IMAGES)
-        views = Views(IMAGES.train_x, IMAGES).count
-        assert cache.used == (views * 24 if whole else 0) and asked == ([10] * (3 * views) if whole else [10])
+        enumerate_views(teachers, run, IMAGES)
+        assert cache.filled == [24] * views * whole and asked == [10] * (3 * views) * whole
+        enumerate_views(teachers, run, IMAGES)
+        assert len(asked) == 3 * views * whole, "and never again"
     assert cache_path("k", ("logits", "maps"), Store(tmp_path)) == tmp_path/"caches"/"k-logits-maps.safetensors"
 
 
@@ -238,59 +243,99 @@ def test_what_decides_a_run_cannot_be_changed():
 def answers(n, d=3): return Out(torch.arange(float(n * d)).view(n, d), torch.ones(n, 2), maps=(torch.full((n, 2, 2, 2), 7.0), torch.full((n, 1), 1e9)))
 
 
-def cache(budget=4e9, taps=("logits", "maps"), about="a"): return TeacherCache({"about": about}, 3, 5, budget=budget, taps=taps)
+def cache(epochs=((0, 3), (1, 3)), taps=("logits", "maps"), about="a"): return TeacherCache({"about": about}, epochs, 5, answers(1), taps)
 
 
-def test_answers_come_back_by_view_and_image_and_only_once_kept():
-    kept, view, index = cache(), torch.tensor([0, 2, 1]), torch.tensor([4, 0, 4])
-    assert not kept.has(view, index)
-    kept.keep(view, index, answers(3))
-    assert kept.has(view, index) and not kept.has(index % 3, index) and kept.used == 3 and (kept.hits, kept.asked) == (3, 9)
-    found = kept.look_up(view.flip(0), index.flip(0))
+VIEWS = Views(IMAGES.train_x, IMAGES)
+
+
+def test_answers_come_back_by_epoch_and_image_and_only_once_kept():
+    kept, index = cache(), torch.tensor([4, 0, 1])
+    place = kept.places(VIEWS, 1, 3, index)
+    assert place.tolist() == [9, 5, 6] and kept.places(VIEWS, 1, 4, index) is None and not kept.has(1, 3, 3)
+    kept.keep(place, as_taught(answers(3)))
+    kept.note(1, 3, 0, 3)
+    assert kept.has(1, 3, 3) and not kept.has(1, 3, 4) and not kept.has(0, 3, 3) and not kept.has(7, 3, 3) and (kept.hits, kept.asked) == (3, 16)
+    found = kept.look_up(place.flip(0))
     assert found.logits.equal(answers(3).logits.flip(0)) and found.embedding is None
     assert [tuple(m.shape) for m in found.maps] == [(3, 2, 2, 2), (3, 1)] and found.maps[0].eq(7).all()
     assert found.maps[1].eq(65504).all(), "cut to what half precision holds"
-    kept.keep(torch.tensor([0, 0]), torch.tensor([4, 3]), Out(torch.full((2, 3), -1.0), torch.ones(2, 2), answers(2).maps))
-    assert kept.used == 4 and kept.look_up(torch.tensor([0, 0]), torch.tensor([4, 3])).logits.tolist() == [[0, 1, 2], [-1, -1, -1]]
 
 
-def test_the_first_answer_is_kept_beside_any_number_of_others():
-    kept = TeacherCache({}, 1, 5000, taps=("logits",))
-    for part in torch.arange(5000).split(1000): kept.keep(torch.zeros_like(part), part, Out(part[:, None].float() % 2048, torch.ones(1000, 1)))
-    every = torch.arange(5000)
-    assert kept.used == 5000 and kept.look_up(torch.zeros_like(every), every).logits[:, 0].equal(every.float() % 2048)
-    assert kept.rows["logits"].dtype == torch.float16
+def test_an_epoch_is_kept_as_far_as_it_is_written_without_a_gap():
+    kept = cache()
+    kept.note(0, 3, 2, 4)
+    assert kept.filled == [0, 0] and not kept.changed
+    kept.note(0, 3, 0, 2), kept.note(0, 3, 2, 4), kept.note(0, 3, 0, 1), kept.note(5, 5, 0, 4)
+    assert kept.filled == [4, 0] and kept.changed
 
 
-@pytest.mark.parametrize("budget,fits", [(0, 0), (23, 0), (24, 1), (47, 1), (48, 2), (49, 2)])
-def test_answers_are_kept_as_far_as_the_budget_goes(budget, fits):
-    kept = cache(budget)   # an answer has 3 + 8 + 1 numbers of two bytes
-    for i in range(3): kept.keep(torch.tensor([0]), torch.tensor([i]), answers(1))
-    assert kept.used == fits and kept.width == 12
+def test_a_page_for_every_view_answers_any_epoch():
+    kept, every = cache(every_view(9)), torch.arange(5)
+    for view in range(9):
+        assert not kept.has(3, 4, 5)
+        kept.keep(view * 5 + every, as_taught(answers(5)._replace(logits=torch.full((5, 3), float(view)))))
+        kept.note(EVERY, view, 0, 5)
+    found = kept.look_up(kept.places(VIEWS, 3, 4, every))
+    assert kept.has(3, 4, 5) and found.logits[:, 0].tolist() == VIEWS.choose(3, 4, every).tolist()
+
+
+def test_the_storage_is_made_beforehand_and_stays_where_it_is():
+    kept = cache()
+    where = {name: x.data_ptr() for name, x in kept.rows.items()}
+    assert kept.size == 2 * 5 * answer_bytes(answers(1), kept.taps) == 2 * 5 * 2 * 12 and set(where) == {"logits", "maps.0", "maps.1"}
+    kept.keep(torch.tensor([9]), as_taught(answers(1)))
+    assert where == {name: x.data_ptr() for name, x in kept.rows.items()} and all(x.dtype == torch.float16 for x in kept.rows.values())
+
+
+@pytest.mark.parametrize("most,again,asked,pages", [(9.5, 2, 10, 9), (8.5, 2, 10, 2), (9, 2, 9, 2), (1.9, 2, 0, 1), (0.9, 2, 0, 0), (9, 0, 9, 0)])
+def test_pages_are_kept_as_far_as_the_budget_goes(most, again, asked, pages):
+    pupils = [replace(TAUGHT, phases=(replace(PHASE, epochs=asked),))] if asked else []
+    found = pages_for(tuple((0, i) for i in range(again)), pupils, 9, most)
+    assert len(found) == pages and (pages != 9 or found[0] == (EVERY, 0))
 
 
 def test_what_is_kept_is_written_and_read_for_the_same_teacher_alone(tmp_path):
-    kept, view, index = cache(), torch.tensor([0, 2, 1]), torch.tensor([4, 0, 4])
+    kept, index = cache(), torch.tensor([4, 0, 1])
     assert not load_cache(cache(), tmp_path/"none")
-    kept.keep(view, index, answers(3))
+    kept.keep(kept.places(VIEWS, 1, 3, index), as_taught(answers(3)))
+    kept.note(1, 3, 0, 3)
     save_cache(kept, tmp_path/"c")
-    again = cache()
-    assert load_cache(again, tmp_path/"c") and again.used == 3 and again.has(view, index) and not again.has(index % 3, index)
-    assert again.look_up(view, index).logits.equal(answers(3).logits) and again.look_up(view, index).maps[0].eq(7).all()
-    again.keep(torch.tensor([1]), torch.tensor([1]), answers(1))
-    assert again.used == 4 and again.look_up(view, index).logits.equal(answers(3).logits)
-    other = cache(about="b")
-    assert not load_cache(other, tmp_path/"c") and other.used == 0 and (tmp_path/"c").exists()
+    again = cache(((1, 4), (1, 3), (2, 2)))
+    assert load_cache(again, tmp_path/"c") and again.filled == [0, 3, 0] and not again.changed
+    found = again.look_up(again.places(VIEWS, 1, 3, index))
+    assert found.logits.equal(answers(3).logits) and found.maps[0].eq(7).all()
+    other, every = cache(about="b"), cache(every_view(9))
+    assert not load_cache(other, tmp_path/"c") and other.filled == [0, 0] and (tmp_path/"c").exists()
+    assert load_cache(every, tmp_path/"c") and not any(every.filled), "epochs are no views"
     (tmp_path/"c").write_bytes(b"junk")
     assert not load_cache(cache(), tmp_path/"c") and (tmp_path/"c").read_bytes() == b"junk", "told, and written over at the next save"
 
 
 def test_all_answers_are_read_again_whatever_they_are_called(tmp_path):
-    kept, view, index = cache(taps=("logits", "stem")), torch.tensor([0, 1]), torch.tensor([2, 3])
-    kept.keep(view, index, answers(2)._replace(stem=torch.full((2, 1, 2, 2), 3.0)))
+    like, index = answers(2)._replace(stem=torch.full((2, 1, 2, 2), 3.0)), torch.tensor([2, 3])
+    kept, again = (TeacherCache({}, [(0, 0)], 5, like, ("logits", "stem")) for _ in range(2))
+    kept.keep(index, like)
+    kept.note(0, 0, 0, 5)
     save_cache(kept, tmp_path/"c")
-    again = cache(taps=("logits", "stem"))
-    assert load_cache(again, tmp_path/"c") and again.look_up(view, index).stem.eq(3).all() and again.look_up(view, index).logits.equal(answers(2).logits)
+    assert load_cache(again, tmp_path/"c") and again.look_up(index).stem.eq(3).all() and again.look_up(index).logits.equal(answers(2).logits)
+
+
+def test_only_epochs_of_several_groups_are_asked_again():
+    def taught(**changes):
+        learner, = learners(RUN)
+        learner.run = replace(TAUGHT, **changes)
+        return learner
+    short, long, other = taught(), taught(phases=(replace(PHASE, epochs=5),)), taught(teacher=replace(RUN, net="resnet14"))
+    key = TAUGHT.teacher.key
+    assert asked_again([[short, taught()]], key) == asked_again([[long], [other]], key) == ()
+    assert asked_again([[short], [long]], key) == asked_again([[short, short]], key, later=True) == ((0, 0), (0, 1), (0, 2))
+    long.epoch = 2
+    assert asked_again([[short], [long]], key) == ((0, 2),), "what lies behind a learner is not asked"
+    long.run = replace(long.run, seed=1)
+    assert asked_again([[short], [long]], key) == ()
+    staged = taught(phases=(replace(PHASE, kind="initial", epochs=1), PHASE))
+    assert asked_again([[short], [staged]], key) == ((0, 0), (0, 1), (0, 2)), "the epochs after a first stage are those of all others"
 
 
 def test_students_see_half_precision_of_what_they_look_at():

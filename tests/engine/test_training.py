@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import kdnb.engine.execute as module
 from kdnb.data.images import load_images
 from kdnb.data.views import Views
-from kdnb.engine.execute import How, Speed, enumerate_views, load_net
+from kdnb.engine.execute import How, Speed, determined, enumerate_views, load_net
 from kdnb.engine.learner import Learner, is_unsafe, restore, state
 from kdnb.engine.optimisers import optimisers
 from kdnb.engine.progress import Board
@@ -182,3 +182,97 @@ def test_networks_are_laid_out_safely_before_they_learn():
     net = Learner(run, IMAGES).net
     assert any(isinstance(m, torch.nn.Conv2d) and m._forward_pre_hooks for m in net.modules())
     assert not any(is_unsafe(m) for m in net.modules() if isinstance(m, torch.nn.Conv2d))
+
+
+def arithmetic(): return (torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark,
+                          torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
+
+
+@pytest.mark.parametrize("wanted,speed,during", [
+    (False, Speed(), ("highest", False, False, True, False, False)), (True, Speed(), ("highest", False, False, False, True, True)),
+    (False, Speed(tf32=True, cudnn_benchmark=False), ("high", True, True, False, False, False))])
+def test_what_decides_the_last_bits_on_a_gpu_is_declared_and_put_back(wanted, speed, during):
+    before = arithmetic()
+    with pytest.raises(KeyError), determined(wanted, speed):
+        assert arithmetic() == during
+        raise KeyError
+    assert arithmetic() == before
+
+
+def test_the_choices_stand_with_a_gpu_s_name_and_with_no_cpu_s(tmp_path):
+    assert How().said("cuda:0") == ", fp32 without TF32, cudnn.benchmark on" and How().said("cpu") == ""
+    assert How(deterministic=True, speed=Speed(tf32=True)).said("cuda") == ", fp32 rounded to TF32, cudnn.benchmark off"
+    run = student(phases=(replace(PHASE, epochs=1),))
+    seen, real = [], module.train_epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_epoch", lambda *rest: seen.append(arithmetic()) or real(*rest))
+        patch.setattr(How, "said", lambda self, device: ", as declared")
+        record = execute([run], Store(tmp_path))[run.key]
+    assert record["device"].endswith(", as declared") and seen[0][:4] == ("highest", False, False, True)
+
+
+def heard(monkeypatch):
+    "The images that teachers are asked for from now on, by pass, and what is told."
+    asked, said, real = [], [], module.load_net
+    def load(run, *rest):
+        net = real(run, *rest)
+        net.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+        return net
+    monkeypatch.setattr(module, "load_net", load)
+    monkeypatch.setattr(module, "tell", said.append)
+    return asked, said
+
+
+def taught(*phases, **changes): return [student(phases=(p,), terms=(Weighted("mse", 0.01),), teacher=TEACHER, **changes) for p in phases]
+
+
+def plan_of(runs): return Plan("toy", tuple(Entry(run, "distilled", run.method, "resnet14", run.net) for run in runs), "quick", IMAGES.identity)
+
+
+def numbers(results): return {key: (r["history"], r["weights"]) for key, r in results.items()}
+
+
+@pytest.mark.parametrize("budget,passes,size", [(4e9, 3, "2 epochs, 0.0 MB"), (128 * 20 * 1.5, 4, "1 epoch, 0.0 MB"), (0.0, 5, None)])
+def test_an_epoch_that_two_groups_ask_is_asked_once_and_nothing_else_is_kept(tmp_path, monkeypatch, budget, passes, size):
+    runs = taught(PHASE, replace(PHASE, epochs=3))
+    module.execute(plan_of([TEACHER]), IMAGES, Store(tmp_path/"a"), How(live=False))
+    plain = module.execute(plan_of(runs), IMAGES, Store(tmp_path/"b"), How(live=False))
+    asked, said = heard(monkeypatch)
+    monkeypatch.setattr(module, "CACHE", budget)
+    found = module.execute(plan_of(runs), IMAGES, Store(tmp_path/"a"))
+    assert asked.count(64) == 2 * passes and sorted(set(asked)) == [1, 2, 64], "what is beyond the budget is computed"
+    kept = [line for line in said if "kept" in line]
+    assert kept == ([f"kept: what {TEACHER.label} says of {size}"] if size else []) and not (tmp_path/"a/caches").exists()
+    assert numbers(found) == numbers(plain)
+
+
+def test_students_in_lockstep_keep_nothing(tmp_path, monkeypatch):
+    runs = taught(PHASE) + [replace(taught(PHASE)[0], terms=(Weighted("kd"),))]
+    asked, said = heard(monkeypatch)
+    monkeypatch.setattr(module, "TeacherCache", None)
+    module.execute(plan_of(runs), IMAGES, Store(tmp_path))
+    assert asked.count(64) == 4 and not any("kept" in line for line in said) and not (tmp_path/"caches").exists()
+
+
+def test_answers_are_kept_for_later_tables_where_that_is_asked(tmp_path, monkeypatch):
+    first, later = taught(PHASE)[0], replace(taught(PHASE)[0], terms=(Weighted("mse", 0.02),))
+    asked, _ = heard(monkeypatch)
+    for run, passes in ((first, 4), (later, 0)):
+        asked.clear()
+        module.execute(plan_of([run]), IMAGES, Store(tmp_path), How(answers=True))
+        assert asked.count(64) == passes
+
+
+def test_all_views_are_asked_in_one_pass_for_all_seeds_and_teachers(tmp_path, monkeypatch):
+    views = Views(IMAGES.train_x, IMAGES).count
+    long, other = replace(PHASE, epochs=views // 2 + 1), replace(TEACHER, seed=5)
+    runs = [run for seed in (0, 1) for run in taught(long, seed=seed)] + [replace(taught(long, seed=seed)[0], teacher=other) for seed in (0, 1)]
+    made, real = [], module.enumerate_views
+    monkeypatch.setattr(module, "enumerate_views", lambda teachers, *rest: made.append(len(teachers.caches)) or real(teachers, *rest))
+    asked, said = heard(monkeypatch)
+    found = module.execute(plan_of(runs), IMAGES, Store(tmp_path/"a"))
+    assert made == [2] and asked.count(64) == 2 * 2 * views and sum("all views" in line for line in said) == 2
+    asked.clear()
+    monkeypatch.setattr(module, "CACHE", 0.0)
+    assert numbers(module.execute(plan_of(runs), IMAGES, Store(tmp_path/"b"))) == numbers(found)
+    assert made == [2] and asked.count(64) == 2 * 4 * long.epochs

@@ -176,11 +176,11 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, uninterrupted):
 @pytest.mark.parametrize("kind", ["weights", "caches"])
 def test_an_altered_tensor_file_is_never_used(tmp_path, kind):
     first, second = small_plan().runs[:2]
-    execute(plan_of(first), images, Store(tmp_path), QUIET)
+    execute(plan_of(first), images, Store(tmp_path), How(live=False, answers=True))
     path = next((tmp_path/kind).glob(f"{first.teacher.key}*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(InputError, match=path.name): read_tensors(path)
     if kind == "weights":
-        with pytest.raises(InputError, match=path.name): execute(plan_of(first, second), images, Store(tmp_path), QUIET)
+        with pytest.raises(InputError, match=path.name): execute(plan_of(first, second), images, Store(tmp_path), How(live=False, answers=True))
     else:
-        execute(plan_of(first, second), images, Store(tmp_path), QUIET)
+        execute(plan_of(first, second), images, Store(tmp_path), How(live=False, answers=True))
