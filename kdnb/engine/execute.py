@@ -29,10 +29,11 @@ from ..data.images import Images
 from ..data.views import Views
 from .evaluate import scored, tested
 from .frozen import frozen
-from .learner import Learner, restore, state
+from .learner import Learner, state
 from .progress import LONG, Board, Progress, duration, forecast, pace, tell
 from .provenance import circumstances, code_of
 from .queue import Queue, closure, depth
+from .restore import restore
 from .run import Phase, Plan, Run
 from .teacher_cache import (
     EVERY, TeacherCache, answer_bytes, every_view, load_cache, save_cache)
@@ -344,7 +345,8 @@ def record_of(learner: Learner, facts: dict, weights: str) -> dict:
             "wording": run.wording, "training": training(run.phases[-1]),
             "outcome": learner.diverged or "finished", **scored(history),
             "history": learner.history, "predictions": predicted,
-            "seconds": round(learner.seconds, 2), "weights": weights, "code": code_of(run),
+            "seconds": round(learner.seconds, 2),
+            "spent": {part: round(s, 2) for part, s in learner.spent.items()}, "weights": weights, "code": code_of(run),
             **circumstances(learner.device)}
 
 # %% ../../nbs/engine/70_execute.ipynb #c58

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['LOSS', 'TAUGHT', 'BLOCK', 'objective', 'classify_loss', 'initial_loss', 'contrast_loss', 'linear_loss', 'update',
            'step', 'evaluated', 'advance', 'end_epoch', 'Teachers', 'batches', 'inputs', 'views_for', 'number_of',
-           'drawn_as', 'epochs_ahead', 'Batch', 'drawn', 'in_flight', 'clock', 'open_epoch', 'steps_of', 'train_epoch']
+           'drawn_as', 'epochs_ahead', 'Batch', 'drawn', 'in_flight', 'open_epoch', 'steps_of', 'charge', 'train_epoch']
 
 # %% ../../nbs/engine/40_train.ipynb #c2
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from ..data.views import StrongViews, Views, order
 from .evaluate import autocast, due, tested
 from .learner import Learner
 from .run import Phase
+from .stopwatch import Stopwatch
 from .teacher_cache import as_taught
 from ..losses.supcon import supcon_self
 
@@ -253,13 +253,6 @@ def in_flight(work, group: list[Learner], asks: list, streams):
     for stream in streams: main.wait_stream(stream)
 
 # %% ../../nbs/engine/40_train.ipynb #c49
-def clock(device) -> float:
-    "Gives seconds to charge: of the processor on a CPU; of the clock on a GPU with an empty queue."
-    if torch.device(device).type != "cuda": return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-# %% ../../nbs/engine/40_train.ipynb #c50
 def open_epoch(group: list[Learner]):
     "Sets networks to training, and tells the terms how many epochs are done."
     for learner in group:
@@ -267,9 +260,10 @@ def open_epoch(group: list[Learner]):
         for net in (learner.net, learner.peer or learner.net): net.train(training)
         for term in learner.terms: term.epoch = learner.epoch
 
-# %% ../../nbs/engine/40_train.ipynb #c52
+# %% ../../nbs/engine/40_train.ipynb #c51
 def steps_of(
     group: list[Learner], images: Images, views: Views, teachers: Teachers, tick, streams,
+    watch: Stopwatch,
 ) -> int:
     "Takes learners through what is left of their epoch; gives the number of its steps."
     first = group[0]
@@ -281,27 +275,42 @@ def steps_of(
     keys = sorted({key for key in asks if key})
     known = teachers.known(keys, seed, number, end)
     left = torch.cat(todo)[start:]
-    for batch in drawn(left, size, images, views, teachers, keys, seed, number):
+    made = drawn(left, size, images, views, teachers, keys, seed, number)
+    for at in range(first.step, len(todo)):
+        watch.start(at)
+        batch = next(made)
         x = views.shown(*batch.drawn).contiguous(memory_format=torch.channels_last)
+        watch.lap("input")
         taught = teachers.outputs(keys, known, x, batch.places, first.run.precision)
+        watch.lap("teacher")
         def work(learner, key):
             step(learner, len(todo) * phase.epochs, x, batch.y, batch.index, taught.get(key))
         in_flight(work, group, asks, streams)
+        watch.lap("students")
         tick(size * len(group))
     teachers.note([key for key in keys if key not in known], seed, number, start, end)
     return len(todo)
 
 # %% ../../nbs/engine/40_train.ipynb #c53
+def charge(group: list[Learner], parts: dict[str, float]):
+    "Adds the seconds of each part of an epoch to what learners have spent, by their shares."
+    shares = sum(learner.share for learner in group)
+    for learner in group:
+        learner.spent = {part: spent + parts.get(part, 0.0) * learner.share / shares
+                         for part, spent in learner.spent.items()}
+
+# %% ../../nbs/engine/40_train.ipynb #c55
 def train_epoch(
     group: list[Learner], images: Images, views: Views, teachers: Teachers,
     tick=lambda images: None,  # is told the images done after each step
     streams=(),                # of a GPU, to have as many students in flight
 ) -> list[dict]:
     "Takes learners in lockstep to the end of their epoch; gives their records."
-    start = clock(group[0].device)
+    watch = Stopwatch(group[0].device)
     open_epoch(group)
-    steps = steps_of(group, images, views, teachers, tick, streams)
+    steps = steps_of(group, images, views, teachers, tick, streams, watch)
+    watch.start()
     records = [end_epoch(learner, images, steps) for learner in group]
-    spent = (clock(group[0].device) - start) / sum(learner.share for learner in group)
-    for learner in group: learner.seconds += spent * learner.share
+    watch.lap("evaluation")
+    charge(group, watch.parts())
     return records

@@ -214,7 +214,7 @@ def history(about, **changes): return about | {"history": [about["history"][0] |
 
 PLACES = {
     "another field": lambda a: a | {"share": 2.0},
-    "a field is missing": lambda a: {k: v for k, v in a.items() if k != "seconds"},
+    "a field is missing": lambda a: {k: v for k, v in a.items() if k != "spent"},
     "another epoch": lambda a: a | {"epoch": 0},
     "an epoch too far": lambda a: a | {"epoch": 2},
     "an epoch below": lambda a: a | {"epoch": -1},
@@ -222,8 +222,8 @@ PLACES = {
     "a phase too far": lambda a: a | {"phase": 1},
     "a step too far": lambda a: a | {"step": 10**9},
     "a step that is a word": lambda a: a | {"step": "1"},
-    "a time of a word": lambda a: a | {"seconds": "1"},
-    "a time before": lambda a: a | {"seconds": -1.0},
+    "a time of a word": lambda a: a | {"spent": a["spent"] | {"students": "1"}},
+    "a time before": lambda a: a | {"spent": a["spent"] | {"input": -1.0}},
     "a divergence": lambda a: a | {"diverged": "NaN at epoch 1, step 1"},
     "no history": lambda a: a | {"history": []},
     "a longer history": lambda a: a | {"history": a["history"] * 2},
@@ -248,17 +248,18 @@ def test_a_wrong_place_is_refused_though_its_digest_is_right(store, damage):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("field", ["seconds", "loss", "top1", "step"])
+@pytest.mark.parametrize("field", ["input", "loss", "top1", "step"])
 def test_a_checkpoint_with_what_is_no_number_is_refused(store, field, value):
     path = store.path("unfinished", STUDENT.key)
     tensors, about, _ = read_tensors(path)
     state = about["state"]
-    changed = {"loss": lambda: history(state, loss=value), "top1": lambda: history(state, test={"top1": value})}.get(field, lambda: state | {field: value})()
+    changed = {"loss": lambda: history(state, loss=value), "top1": lambda: history(state, test={"top1": value}),
+               "input": lambda: state | {"spent": state["spent"] | {"input": value}}}.get(field, lambda: state | {field: value})()
     write_tensors(path, tensors, about | {"state": changed})
     refuses(store, "unfinished")
 
 
-@pytest.mark.parametrize("change", [{"history": "99.0"}, {"epoch": 0, "history": []}, {"seconds": 0.0}], ids=str)
+@pytest.mark.parametrize("change", [{"history": "99.0"}, {"epoch": 0, "history": []}, {"spent": {}}], ids=str)
 def test_the_digest_covers_position_and_history(store, change):
     "The tensors are those that were written, with their digest; the description is another."
     path = store.path("unfinished", STUDENT.key)

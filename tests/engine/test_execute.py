@@ -134,11 +134,11 @@ def test_training_in_words(): assert training(PHASE) == "3 epochs, batch 8, lear
 
 def test_a_divergence_has_no_predictions_in_its_record():
     learner, = learners(RUN)
-    learner.diverged, learner.seconds = "NaN at epoch 1, step 2", 1.23456
+    learner.diverged, learner.spent = "NaN at epoch 1, step 2", learner.spent | {"students": 1.0, "input": 0.23456}
     learner.history = [{"epoch": 1, "val": {"top1": 1.0}, "test": {"top1": 1.0}}]
     record = record_of(learner, {"role": "student"}, "mark")
     assert record["outcome"] == learner.diverged and record["predictions"] is None and record["scores"] == {} and record["history"] == learner.history
-    assert record["seconds"] == 1.23 and record["weights"] == "mark" and record["role"] == "student"
+    assert record["seconds"] == 1.23 and record["spent"]["input"] == 0.23 and record["weights"] == "mark" and record["role"] == "student"
 
 
 def test_all_views_are_asked_once_and_no_more_than_fit(tmp_path, monkeypatch):

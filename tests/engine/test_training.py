@@ -13,11 +13,12 @@ import kdnb.engine.execute as module
 from kdnb.data.images import load_images
 from kdnb.data.views import Views
 from kdnb.engine.execute import How, Speed, determined, enumerate_views, load_net
-from kdnb.engine.learner import Learner, is_unsafe, restore, state
+from kdnb.engine.learner import Learner, is_unsafe, state
 from kdnb.engine.optimisers import optimisers
 from kdnb.engine.progress import Board
 from kdnb.engine.run import Entry, Phase, Plan, Run, Weighted, optimised
 from kdnb.engine.frozen import frozen
+from kdnb.engine.restore import restore
 from kdnb.engine.train import Teachers, drawn_as, train_epoch, views_for
 from kdnb.registry import InputError, losses, models
 from kdnb.store import Store

@@ -22,7 +22,7 @@ from kdnb.store import Store, read_tensors
 SCRIPT = Path(__file__).with_name("interrupted.py")
 QUIET = How(live=False)
 LIMIT = 3600  # seconds after which processes that hang are ended; twenty kills take one or two minutes on a quiet machine
-CHANGING = ("seconds", "finished", "digest", "device", "commit")  # what two runs of one configuration may differ in
+CHANGING = ("seconds", "spent", "finished", "digest", "device", "commit")  # what two runs of one configuration may differ in
 
 
 def numbers(folder):
