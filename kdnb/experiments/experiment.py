@@ -29,8 +29,8 @@ from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
 from ..models.pretrained import network
 from ..parameters import counted, flag, folder, given, torch_device, words
 from ..registry import InputError, brief, losses, parsed, positive, unknown, whole
-from ..report.cells import (PRINTED, Layout, flat, laid_out, of_section, sections_of,
-                               summary)
+from ..report.cells import (PRINTED, Layout, flat, laid_out, needed, of_section,
+                               sections_of, summary)
 from ..report.figures import figure_cells
 from ..report.text import escape, log_text, settings_text, show
 from ..report.write import write_report
@@ -451,7 +451,7 @@ class Experiment(Parameters):
             with locked(self.folder/".lock", tell):
                 plans = self.store.plans(self.table.name)
                 wanted = {entry["run"] for plan in plans for entry in plan["entries"]}
-                every = self.store.results(wanted)
+                every = self.store.results(wanted, needed)
                 write_report(self.folder, plans, every, self.layout, code_now(every.values()))
         except NotWritten as error: return f"No report was written: {error}"
         return f"The report with all runs so far: {told(self.folder/'table.md')}"
