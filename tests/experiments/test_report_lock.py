@@ -33,6 +33,13 @@ def test_a_report_is_read_and_written_under_one_lock(finished, monkeypatch):
     assert {p.name for p in finished.folder.iterdir()} >= {"table.md", "table.csv"} and not (finished.folder/".lock").exists()
 
 
+def test_the_cells_of_a_report_are_laid_out_once_for_the_page_and_the_log(finished, monkeypatch):
+    calls, own = [], module.laid_out
+    monkeypatch.setattr(module, "laid_out", lambda *given: calls.append(1) or own(*given))
+    monkeypatch.setattr("kdnb.report.text.laid_out", None)
+    assert "table.md" in repr(finished.report(finished.store.results())) and len(calls) == 1
+
+
 def test_a_finished_table_in_a_folder_that_is_only_read_is_shown(finished, monkeypatch):
     wanted, real = repr(finished.report(finished.store.results())), os.open
     before = {p: p.stat().st_mtime_ns for p in finished.store.folder.rglob("*")}
