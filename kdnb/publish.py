@@ -22,7 +22,7 @@ def files_of(table: str, store: Store) -> list[Path]:
         raise unknown("table with runs", table, tables) if tables else InputError(
             f"{shown(store.folder)} has no runs of any table: run a table's notebook first.")
     keys = {entry["run"] for plan in store.plans(table) for entry in plan["entries"]}
-    results = [store.path("runs", key) for key in sorted(keys & store.results(keys).keys())]
+    results = [store.path("runs", key) for key in sorted(keys & store.results(keys, bool).keys())]
     report = sorted(path for path in (store.folder/table).glob("[!.]*") if path.is_file())
     return [*plans, *[path for path in results if path.exists()], *report]
 

@@ -32,11 +32,11 @@ from .registry import InputError, Registry
 if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
-__all__ = ['LEASE', 'NO_LOCKS', 'PASSING', 'MINUTE', 'DAY', 'LARGE', 'UNREADABLE', 'SCHEMA', 'REMEDY', 'keys', 'ROOT',
-           'digest_of', 'here', 'runs_here', 'NotWritten', 'write_partial', 'write_whole', 'write_changed', 'removed',
-           'Lock', 'locked', 'is_left', 'sweep', 'finite', 'read_json', 'tensor_digest', 'write_tensors',
-           'out_of_reach', 'read_tensors', 'unlike', 'packed', 'predictions', 'sealed', 'read_record', 'key_fits',
-           'are_numbers', 'fault', 'read_result', 'plan_name', 'read_plan', 'shown', 'Store']
+__all__ = ['LEASE', 'NO_LOCKS', 'PASSING', 'MINUTE', 'DAY', 'UNREADABLE', 'SCHEMA', 'REMEDY', 'keys', 'ROOT', 'digest_of', 'here',
+           'runs_here', 'NotWritten', 'write_partial', 'write_whole', 'write_changed', 'removed', 'Lock', 'locked',
+           'is_left', 'sweep', 'finite', 'read_json', 'tensor_digest', 'write_tensors', 'out_of_reach', 'read_tensors',
+           'unlike', 'packed', 'predictions', 'sealed', 'read_record', 'key_fits', 'are_numbers', 'fault',
+           'read_result', 'plan_name', 'read_plan', 'shown', 'Store']
 
 # %% ../nbs/30_store.ipynb #c5
 def digest_of(value) -> str:
@@ -243,13 +243,9 @@ def finite(text: str) -> float:
     raise ValueError(f"{text} is not a finite number")
 
 
-LARGE = re.compile(r"[\s:,\[]-?\d[\d.]*[eE]\+?\d{3}|\d{200}")  # a number that may be infinite
-
-
 def read_json(text: str):
     "Reads JSON of finite numbers; `ValueError` for anything else."
-    checked = {"parse_float": finite} if LARGE.search(f" {text}") else {}
-    try: return json.loads(text, parse_constant=finite, **checked)
+    try: return json.loads(text, parse_float=finite, parse_constant=finite)
     except RecursionError: raise ValueError("too deeply nested") from None
 
 # %% ../nbs/30_store.ipynb #c39

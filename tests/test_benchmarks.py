@@ -77,3 +77,11 @@ def test_the_cost_of_a_start_is_told_beside_what_is_there_anyway(tmp_path):
     assert list(table.index) == ["imports", "with engine and report", "refused word", "finished table"]
     assert (table["CPU s here"] == table.lowest).all() and (table.torch > 0).all() and set(table.target) == {0.5, 1.5, 4.5}
     assert "at most 1.5" in (tmp_path/"reports/benchmarks/start.md").read_text(encoding="utf-8")
+
+
+def test_reports_and_the_ledger_are_measured_each_in_a_process(tmp_path):
+    code, output = papermill(tmp_path, "-p", "sizes", "20", "-p", "claims", "20", "-p", "reports", "reports", notebook="reports")
+    assert code == 0, output[-3000:]
+    table = pd.read_csv(tmp_path/"reports/benchmarks/reports.csv")
+    assert table.case.tolist() == ["first", "unchanged", "one section changed", "ledger"] and (table.seconds > 0).all() and (table.MB > 50).all()
+    assert "fig_reports.png" in (tmp_path/"reports/benchmarks/reports.md").read_text(encoding="utf-8")

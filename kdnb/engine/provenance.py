@@ -34,6 +34,7 @@ def docstring_lines(tree: ast.AST) -> set[int]:
     return {n for node in strings for n in range(node.lineno, node.end_lineno + 1)}
 
 # %% ../../nbs/engine/20_provenance.ipynb #c6
+@lru_cache(maxsize=None)
 def statements(source: str) -> str:
     "Gives the lines of a module without docstrings, comments and blank lines."
     lines, dropped = source.splitlines(), docstring_lines(ast.parse(source))
@@ -48,6 +49,7 @@ def statements(source: str) -> str:
 DECISIVE = ("kdnb.losses.", "kdnb.models.", "kdnb.contract", "kdnb.scores")
 
 
+@lru_cache(maxsize=None)
 def imported(source: str, package: str) -> set[str]:
     "Gives the modules in `DECISIVE` that a module of a package imports."
     found = set()

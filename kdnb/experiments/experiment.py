@@ -493,12 +493,13 @@ class Experiment(Parameters):
     def write(self) -> str:
         """Writes the report of all runs of the table so far, read while no other process writes
         it; tells where it is, or that its folder cannot be written."""
+        from kdnb.report.cells import needed
         from kdnb.report.write import write_report
         try:
             with locked(self.folder/".lock", tell):
                 plans = self.store.plans(self.table.name)
                 wanted = {entry["run"] for plan in plans for entry in plan["entries"]}
-                every = self.store.results(wanted)
+                every = self.store.results(wanted, needed)
                 write_report(self.folder, plans, every, self.layout, code_now(every.values()))
         except NotWritten as error: return f"No report was written: {error}"
         return f"The report with all runs so far: {told(self.folder/'table.md')}"

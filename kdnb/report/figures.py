@@ -11,7 +11,6 @@ __all__ = ['DRAWING', 'draw_cell', 'reference_line', 'draw_printed', 'figure_cel
 from collections.abc import Callable
 from functools import lru_cache, partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np

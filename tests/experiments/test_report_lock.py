@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+import kdnb.report.cells as cells
 import kdnb.report.write as module
 from kdnb.experiments.lee2025 import Lee2025
 from kdnb.report.example import result_of
@@ -31,6 +32,13 @@ def test_a_report_is_read_and_written_under_one_lock(finished, monkeypatch):
     own = results()
     assert "table.md" in repr(finished.report(own)) and held == [("read", True), ("written", True)]
     assert {p.name for p in finished.folder.iterdir()} >= {"table.md", "table.csv"} and not (finished.folder/".lock").exists()
+
+
+def test_the_cells_of_a_report_are_laid_out_once_for_the_page_and_the_log(finished, monkeypatch):
+    calls, own = [], cells.laid_out
+    monkeypatch.setattr(cells, "laid_out", lambda *given: calls.append(1) or own(*given))
+    monkeypatch.setattr("kdnb.report.text.laid_out", None)
+    assert "table.md" in repr(finished.report(finished.store.results())) and len(calls) == 1
 
 
 def test_a_finished_table_in_a_folder_that_is_only_read_is_shown(finished, monkeypatch):

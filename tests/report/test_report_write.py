@@ -13,6 +13,7 @@ import kdnb.report.write as write
 from kdnb.registry import InputError
 from kdnb.report.cells import PRINTED
 from kdnb.report.example import DIGITS, keyed, many_losses, plan_of, three_runs, two_pairs
+from kdnb.report.figures import Drawing
 from kdnb.report.write import image, write_report
 
 
@@ -105,7 +106,7 @@ def test_sections_that_differ_in_the_data_alone_keep_their_own_tables(tmp_path):
 def test_short_names_that_would_be_equal_become_longer(tmp_path, monkeypatch):
     own = write.slug
     monkeypatch.setattr(write, "slug", lambda section, digits=4: own(section, digits) if digits > 4 else "quick-digits-0000")
-    monkeypatch.setattr(write, "figures_of", lambda *given: {"cells": (plt.figure(figsize=(1, 1)), "nothing")})
+    monkeypatch.setattr(write, "figures_of", lambda *given: {"cells": Drawing(lambda: plt.figure(figsize=(1, 1)), "nothing", "mark")})
     write_report(tmp_path, *two_pairs(), layout())
     assert len([*tmp_path.glob("*.png")]) == 4
 
