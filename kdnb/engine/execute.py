@@ -176,7 +176,7 @@ def cache_of(
 # %% ../../nbs/engine/70_execute.ipynb #c35
 @torch.no_grad()
 def enumerate_views(teachers: Teachers, run: Run, images: Images):
-    "Asks teachers for the views of all training images that are not kept, in one pass for all of them."
+    "Asks teachers for all views that their caches lack, in one pass over the images for all of them."
     views, n = Views(images.train_x, images), len(images.train_x)
     size = min(run.phases[-1].batch, n)
     every = torch.arange(-(-n // size) * size, device=images.train_x.device) % n
@@ -488,8 +488,8 @@ def answers_of(key: str, teachers: Teachers, groups: list[list[Learner]], sessio
     images, store = session.images, session.store
     like = teachers.nets[key](torch.zeros(1, *images.shape, device=images.train_x.device))
     most = CACHE / (answer_bytes(like, taps) * len(images.train_x))
-    views, again = Views(images.train_x[:1], images).count, asked_again(groups, key, session.how.answers)
-    pages = pages_for(again, pupils, views, most)
+    again = asked_again(groups, key, session.how.answers)
+    pages = pages_for(again, pupils, Views(images.train_x[:1], images).count, most)
     if not pages: return None
     cache = cache_of(pupils[0], tuple(taps), store, images, like, pages)
     if session.how.live:
