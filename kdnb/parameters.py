@@ -87,7 +87,8 @@ def words(name: str, value) -> list[str]:
     raise InputError(f"{name}={brief(value)} is not a word or several words joined by commas.")
 
 # %% ../nbs/35_parameters.ipynb #c27
-MOST = {"seeds": 1000, "epochs": 100_000, "batch": 1_000_000, "streams": 256}
+MOST = {"seeds": 1000, "epochs": 100_000, "batch": 1_000_000, "evaluations": 100_000,
+        "streams": 256}
 
 # %% ../nbs/35_parameters.ipynb #c28
 def counted(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import abstractmethod
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from kdnb.report.cells import Layout
 
 # %% auto #0
-__all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'NOT_COMPARABLE', 'HIDDEN', 'OF_TORCHVISION', 'Table', 'Row', 'named', 'row_of',
-           'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal', 'refusal_of',
+__all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'NOT_COMPARABLE', 'HIDDEN', 'OF_TORCHVISION', 'CHANGES', 'Table', 'Row', 'named',
+           'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal', 'refusal_of',
            'paper_numbers', 'of_row', 'printed', 'Parameters', 'one_word', 'Experiment', 'terms_of', 'falls',
            'phase_text', 'data_choices', 'common_choices']
 
@@ -112,6 +113,7 @@ class Preset:
     cut: dict | None = None        # training, validation and test images kept; None: all
     precision: str = "bf16"        # on a GPU; a CPU computes in fp32
     hidden: float = 0.0            # share of every image that is hidden by a grey square
+    evaluations: int = 20          # of a phase, at most
     digits: "Preset | None" = None  # what stands in for it on the embedded digits
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c18
@@ -244,6 +246,7 @@ class Parameters:
     seeds: int | None = None
     epochs: int | None = None
     batch: int | None = None
+    evaluations: int | None = None
     precision: str = "auto"
     device: str = "auto"
     deterministic: bool = False
@@ -274,7 +277,7 @@ class Parameters:
         for kind, known in (("preset", ("auto", *self.PRESETS)),
                             ("precision", ("auto", "fp32", "bf16"))):
             if getattr(self, kind) not in known: raise unknown(kind, getattr(self, kind), known)
-        for name in ("seeds", "epochs", "batch", "streams"):
+        for name in ("seeds", "epochs", "batch", "evaluations", "streams"):
             if getattr(self, name) is not None: counted(name, getattr(self, name))
         for name in ("deterministic", "compiled", "force"): flag(name, getattr(self, name))
         for name in ("tensorboard", "reports"): folder(name, getattr(self, name), Path())
@@ -303,6 +306,9 @@ def one_word(name: str, value) -> str:
     raise InputError(f"{name}={brief(value)} is several words; {name} takes one.")
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c39
+CHANGES = ("weight", "optimiser", "epochs", "batch", "evaluations")  # of a preset
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Parameters):
     "A table as it was asked for. A paper's experiment says which entries and which choices."
@@ -337,7 +343,7 @@ class Experiment(Parameters):
     @property
     def changes(self) -> dict:
         "What was changed of the preset."
-        given = {name: getattr(self, name) for name in ("weight", "optimiser", "epochs", "batch")}
+        given = {name: getattr(self, name) for name in CHANGES}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -366,10 +372,15 @@ class Experiment(Parameters):
         "The first data set."
         return self.sets[0]
 
+    @property
+    def evaluated(self) -> int:
+        "How many epochs of a phase are evaluated, at most."
+        return self.evaluations or self.recipe.evaluations
+
     def changed(self, phase: Phase) -> Phase:
         "Gives a phase with the epochs, batch and optimiser that were asked for."
         counts = {k: v for k, v in self.changes.items() if k in ("epochs", "batch")}
-        phase = replace(phase, **counts)
+        phase = replace(phase, **counts, evaluations=self.evaluated)
         return optimised(phase, self.optimiser) if self.optimiser else phase
 
     def run(self, net: str, phases, images: Images, seed: int, objective: str = "ce") -> Run:
@@ -495,6 +506,7 @@ class Experiment(Parameters):
         it; tells where it is, or that its folder cannot be written."""
         from kdnb.report.cells import needed
         from kdnb.report.write import write_report
+        start = time.process_time()
         try:
             with locked(self.folder/".lock", tell):
                 plans = self.store.plans(self.table.name)
@@ -502,7 +514,8 @@ class Experiment(Parameters):
                 every = self.store.results(wanted, needed)
                 write_report(self.folder, plans, every, self.layout, code_now(every.values()))
         except NotWritten as error: return f"No report was written: {error}"
-        return f"The report with all runs so far: {told(self.folder/'table.md')}"
+        return (f"The report with all runs so far, written in {time.process_time() - start:.1f} CPU "
+                f"seconds: {told(self.folder/'table.md')}")
 
     def report(self, results: dict[str, dict]) -> Shown:
         "Writes the report of all runs of the table so far; gives the rows that were asked for."
@@ -582,6 +595,7 @@ def common_choices(p: Experiment) -> list[tuple[str, str, str]]:
         *changed,
         ("last batch", "incomplete batches are left out",
          "ours: the batch size is part of a relational loss"),
-        ("reported", "last epoch; best and chosen by validation beside it",
+        ("reported", "last epoch; beside it the best, and that chosen by validation, of the epochs "
+         f"that are evaluated: evenly spaced, {p.evaluated} of a phase at most",
          "ours: the best epoch flatters"),
         ("precision", f"{p.computes_in}; what the teacher says is rounded to fp16", "ours")]

@@ -40,7 +40,8 @@ SMALL = {"transformer": "vit_tiny_4", "cnn": "wrn_16_2", "student": "resnet8", "
 PRESETS = {
     "quick": Recipe(
         **SMALL, phase=Phase("classify", 10, 32, 0.05, 0.2, "linear"), seeds=1, precision="fp32",
-        source="ours: minutes on two cores", cut={"train": 1000, "validation": 500, "test": 1000}),
+        source="ours: minutes on two cores", evaluations=3,
+        cut={"train": 1000, "validation": 500, "test": 1000}),
     "fast": Recipe(
         **SMALL, phase=Phase("classify", 30, 128, 0.1, 0.1, "cosine"), seeds=3,
         source="ours: short"),
@@ -283,7 +284,7 @@ LOSS_CHOICES = [
     ("other rows", "the student alone, kd, each part alone, and every loss from both teachers",
      "ours: without them loss and teacher change together")]
 
-# %% ../../nbs/experiments/60_hakd.ipynb #c32
+# %% ../../nbs/experiments/60_hakd.ipynb #c33
 def by_data(cells: pd.DataFrame) -> pd.DataFrame:
     "Gives the cells of a summary in a column per data set; the student alone stands there once."
     import pandas as pd

@@ -48,7 +48,7 @@ WEIGHT_SOURCE = ("ours: best validation accuracy at the quick size, few seeds; c
 QUICK = Recipe(
     teacher="resnet14", student="resnet8", assistant="resnet14", seeds=2,
     source="ours: minutes on two cores", precision="fp32", weights=WEIGHTS,
-    cut={"train": 2000, "validation": 500, "test": 10_000},
+    cut={"train": 2000, "validation": 500, "test": 10_000}, evaluations=3,
     classify=Phase("classify", 7, 64, 0.1, 0.2, "linear"),
     contrast=Phase("contrast", 7, 64, 0.1, 0.2, "linear"),
     linear=Phase("linear", 2, 64, 0.5, 0.0, "linear", weight_decay=0.0))
@@ -64,7 +64,7 @@ QUICK = replace(QUICK, digits=DIGITS)
 # %% ../../nbs/experiments/40_lee2025.ipynb #c9
 FAST = replace(
     QUICK, teacher="resnet50", student="resnet18", assistant="resnet34", seeds=5,
-    source="ours: short", precision="bf16", cut=None, digits=None,
+    source="ours: short", precision="bf16", cut=None, digits=None, evaluations=20,
     classify=Phase("classify", 20, 128, 0.1, 0.25, "linear"),
     contrast=Phase("contrast", 30, 256, 0.3, 0.1, "cosine", weight_decay=1e-4),
     linear=Phase("linear", 5, 256, 0.5, 0.0, "cosine", weight_decay=0.0))

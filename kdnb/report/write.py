@@ -15,7 +15,7 @@ from .cells import Layout, divided, laid_out, sections_of, slug, titles
 from .figures import Drawing, figures_of
 from .looks import marked, png
 from .text import (code_text, devices_of, escape, markdown, missing_text, notes_text,
-                              overviews, readable, reading, settings_text)
+                              overviews, readable, reading, settings_text, spent_text)
 from ..store import write_changed, write_whole
 
 # %% ../../nbs/report/50_write.ipynb #c6
@@ -63,10 +63,12 @@ def opening(
             *[f"**{escape(name)}**{paper}\n\n{markdown(cells)}" for name, cells in pairs.items()]]
 
 # %% ../../nbs/report/50_write.ipynb #c19
-def closing(plans: list[dict]) -> list[str]:
-    "Writes the choices that decide the numbers, as paragraphs of Markdown."
+def closing(plans: list[dict], results: dict[str, dict]) -> list[str]:
+    "Writes what the time was spent on and what decides the numbers, as paragraphs of Markdown."
     intro = "What decides these numbers, and where each choice comes from:"
-    return ["## Settings", intro, settings_text(plans)] if settings_text(plans) else []
+    settings, spent = settings_text(plans), spent_text(results)
+    return ([*["## Where the time went", spent] * bool(spent)]
+            + [*["## Settings", intro, settings] * bool(settings)])
 
 # %% ../../nbs/report/50_write.ipynb #c22
 def clear_figures(folder: Path, kept: set[str]):
@@ -89,7 +91,7 @@ def write_report(
         text += section_text(part, name, code_text(own[by], current), layout)
         if figures:
             text += write_figures(folder, figures_of(part, own[by], results, layout), mark)
-    whole = "\n\n".join(filter(None, text + closing(plans))) + "\n"
+    whole = "\n\n".join(filter(None, text + closing(plans, results))) + "\n"
     write_changed(folder/"table.csv", table.round(4).to_csv(index=False).encode())
     write_changed(folder/"table.md", whole.encode())
     clear_figures(folder, set(re.findall(r"\((fig_[\w-]+\.png)\)", whole)))
