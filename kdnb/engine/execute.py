@@ -346,7 +346,8 @@ def record_of(learner: Learner, facts: dict, weights: str) -> dict:
             "outcome": learner.diverged or "finished", **scored(history),
             "history": learner.history, "predictions": predicted,
             "seconds": round(learner.seconds, 2),
-            "spent": {part: round(s, 2) for part, s in learner.spent.items()}, "weights": weights, "code": code_of(run),
+            "spent": {part: round(s, 2) for part, s in learner.spent.items()},
+            "weights": weights, "code": code_of(run),
             **circumstances(learner.device)}
 
 # %% ../../nbs/engine/70_execute.ipynb #c58

@@ -17,11 +17,13 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 import kdnb.engine.train as train
 from kdnb.bench import random_images
 from kdnb.contract import Out
+from kdnb.engine.frozen import frozen
 from kdnb.engine.learner import Learner
 from kdnb.engine.optimisers import optimisers
 from kdnb.engine.run import Phase, Run, Weighted, distill, optimised
 from kdnb.engine.teacher_cache import TeacherCache, every_view
-from kdnb.engine.train import Teachers, frozen, steps_of, views_for
+from kdnb.engine.stopwatch import Stopwatch
+from kdnb.engine.train import Teachers, steps_of, views_for
 from kdnb.models.pretrained import network
 from kdnb.registry import losses
 
@@ -131,7 +133,7 @@ def rehearse(run, images, net, way=""):
         try:
             for learner.phase, phase in enumerate(run.phases):
                 learner.enter()
-                steps_of([learner], images, views_for(phase, images), teachers, tick, ())
+                steps_of([learner], images, views_for(phase, images), teachers, tick, (), Stopwatch("cpu"))
                 watch.on = False
         except Exception as error:
             watch.on = False

@@ -13,6 +13,7 @@ from kdnb.data.images import load_images
 from kdnb.data.views import StrongViews, Views
 from kdnb.engine.learner import Learner
 from kdnb.engine.run import Phase, Run, distill, weighted
+from kdnb.engine.stopwatch import Stopwatch
 from kdnb.engine.train import Teachers, drawn, steps_of
 from kdnb.models.pretrained import network
 from kdnb.registry import losses
@@ -81,8 +82,10 @@ def calls(group, images, steps):
     teachers.outputs = lambda keys, *rest: dict.fromkeys(keys, NOTHING)
     images = replace(images, train_x=images.train_x[:64 * steps], train_y=images.train_y[:64 * steps])
     views = Views(images.train_x, images)
+    watch = Stopwatch("cpu")
+    watch.every = 50  # as on a GPU
     sys.setprofile(look)
-    try: steps_of(group, images, views, teachers, lambda done: None, ())
+    try: steps_of(group, images, views, teachers, lambda done: None, (), watch)
     finally: sys.setprofile(None)
     return seen
 
@@ -92,7 +95,7 @@ def test_a_student_s_step_is_a_handful_of_calls():
     one = lambda count, steps: len(calls([learner(images, hollow) for _ in range(count)], images, steps))
     more, fewer = one(2, 12) - one(2, 4), one(1, 12) - one(1, 4)
     assert (more - fewer) / 8 <= 10, "calls for each student and step"
-    assert (2 * fewer - more) / 8 <= 8, "and for the batch"
+    assert (2 * fewer - more) / 8 <= 12, "and for the batch"
 
 
 def test_a_key_is_asked_for_once_and_not_in_each_step():
