@@ -90,7 +90,7 @@ class Length(Preset):
 DIGITS = Length(epochs=10, seeds=3, precision="fp32", source="ours: minutes on two cores",
                 hidden=0.25, pair="resnet8-resnet8_w4", evaluations=3)
 PRESETS = {
-    "quick": Length(epochs=5, seeds=1, precision="fp32", digits=DIGITS, evaluations=3,
+    "quick": Length(epochs=5, seeds=1, precision="fp32", digits=DIGITS, evaluations=1,
                     cut={"train": 1000, "validation": 500, "test": 10_000}),
     "fast": Length(epochs=30, seeds=3), "paper": Length(epochs=BENCHMARK_EPOCHS, seeds=5)}
 

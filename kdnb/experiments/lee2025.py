@@ -48,7 +48,7 @@ WEIGHT_SOURCE = ("ours: best validation accuracy at the quick size, few seeds; c
 QUICK = Recipe(
     teacher="resnet14", student="resnet8", assistant="resnet14", seeds=2,
     source="ours: minutes on two cores", precision="fp32", weights=WEIGHTS,
-    cut={"train": 2000, "validation": 500, "test": 10_000}, evaluations=3,
+    cut={"train": 2000, "validation": 500, "test": 10_000}, evaluations=1,
     classify=Phase("classify", 7, 64, 0.1, 0.2, "linear"),
     contrast=Phase("contrast", 7, 64, 0.1, 0.2, "linear"),
     linear=Phase("linear", 2, 64, 0.5, 0.0, "linear", weight_decay=0.0))
@@ -56,6 +56,7 @@ QUICK = Recipe(
 # %% ../../nbs/experiments/40_lee2025.ipynb #c8
 DIGITS = replace(
     QUICK, teacher="resnet8", student="resnet8_w4", assistant="resnet8", seeds=3, hidden=0.25,
+    evaluations=3,
     source="ours: a minute on two cores",
     weights={"kd": 1.0, "mse": 0.1, "norm": 1.0, "cosine": 2.0, "gram": 3.0, "supcon": 0.1},
     options={"kd": {"T": 2.0}, "gram": {"normalize": "both"}, "supcon": {"tau": 1.0}})
