@@ -34,7 +34,7 @@ def report(tmp_path_factory):
 def test_every_measurement_is_there_with_a_positive_finite_ratio(report):
     table = pd.read_csv(report/"cpu.csv")
     one_teacher = {name for name in losses.names() if losses.build(name).source == "teacher" and "attention" not in losses.build(name).needs}
-    tables = {f"{pair} {way}" for pair in ("56→20", "32x4→8x4") for way in ("shared", "cached")}
+    tables = {f"{pair} {way}" for pair in ("56→20", "32x4→8x4") for way in ("one", "shared", "cached")}
     wanted = {("input", case) for case in ("NCHW", "channels last", "two views")}
     wanted |= {("table", case) for case in tables} | {("step_overhead", name) for name in one_teacher}
     assert set(zip(table.benchmark, table.case)) == wanted and len(table) == len(wanted)

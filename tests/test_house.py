@@ -40,6 +40,13 @@ def only_imports(source):
     return all(isinstance(node, ast.Import | ast.ImportFrom) for node in body)
 
 
+def only_parameters(source):
+    "Whether a cell has nothing but names with a type and a value, as papermill's cell of parameters."
+    try: body = ast.parse(source).body
+    except SyntaxError: return False
+    return all(isinstance(node, ast.AnnAssign) for node in body)
+
+
 def size(source):
     "The lines of code in a cell: neither empty nor a comment."
     return sum(bool(line.strip()) and not line.strip().startswith("#") for line in source.splitlines())
@@ -72,7 +79,7 @@ def test_cells_are_small():
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
 def test_no_cell_is_long(notebook):
     no(f"{name(notebook)}: {size(source)} lines from {first_line(source)!r}" for source in code_cells(notebook)
-       if size(source) > 25 and not only_imports(source) and not re.search(r"(?m)^class ", source))
+       if size(source) > 25 and not only_imports(source) and not only_parameters(source) and not re.search(r"(?m)^class ", source))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)

@@ -524,7 +524,7 @@ def halved(
     first, second = (train(part, session, teachers, fresh) for part in (runs[:half], runs[half:]))
     return first | second
 
-
+# %% ../../nbs/engine/70_execute.ipynb #c86
 def train(
     runs: list[Run], session: Session, teachers: Teachers, fresh: bool,
 ) -> dict[str, str]:
@@ -543,14 +543,14 @@ def train(
             failed |= halved(here, error, session, teachers, False)
     return failed
 
-# %% ../../nbs/engine/70_execute.ipynb #c85
+# %% ../../nbs/engine/70_execute.ipynb #c87
 def too_large(failed: dict[str, str], runs: list[Run]) -> InputError:
     "Gives the error for runs that do not fit into memory, with what they asked for."
     said = "; ".join(f"{run.label} does not fit into memory ({failed[run.key]})"
                      for run in runs if run.key in failed)
     return InputError(f"{said}. A smaller batch needs less; all other runs are finished and kept.")
 
-# %% ../../nbs/engine/70_execute.ipynb #c88
+# %% ../../nbs/engine/70_execute.ipynb #c90
 def check_pairs(todo: list[Run], images: Images):
     "Prepares every kind of term between every pair of networks once; `InputError` if one cannot be."
     kinds = {(run.net, run.peer or run.teacher.net, run.terms): run for run in todo if run.terms}
@@ -558,7 +558,7 @@ def check_pairs(todo: list[Run], images: Images):
         torch.manual_seed(0)
         Learner(run, images, frozen(network(other, images).to(images.train_x.device)))
 
-# %% ../../nbs/engine/70_execute.ipynb #c89
+# %% ../../nbs/engine/70_execute.ipynb #c91
 def wait(queue: Queue, session: Session):
     "Waits a moment for runs of other processes, and tells whose they are."
     said = queue.news() if session.how.live else ""
@@ -566,7 +566,7 @@ def wait(queue: Queue, session: Session):
     if session.stop.asked: raise stopped()
     session.progress.wait()
 
-# %% ../../nbs/engine/70_execute.ipynb #c90
+# %% ../../nbs/engine/70_execute.ipynb #c92
 def work_off(queue: Queue, session: Session):
     "Trains runs as their teachers become ready, beside other processes if any."
     while queue.left:
@@ -583,14 +583,14 @@ def work_off(queue: Queue, session: Session):
         units = sum(work(run, session.images, session.cost) for run in elsewhere)
         session.progress.drop(len(elsewhere), units)
 
-# %% ../../nbs/engine/70_execute.ipynb #c91
+# %% ../../nbs/engine/70_execute.ipynb #c93
 def note_plan(plan: Plan, store: Store, needed: bool):
     "Writes a plan down; where nothing is to be trained, a folder that is only read will do."
     try: store.add_plan(plan.record)
     except NotWritten:
         if needed: raise
 
-# %% ../../nbs/engine/70_execute.ipynb #c93
+# %% ../../nbs/engine/70_execute.ipynb #c95
 def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> str:
     "Tells what was done, for the end of a table."
     elsewhere = todo - progress.runs
@@ -598,7 +598,7 @@ def summary_line(progress: Progress, planned: int, todo: int, store: Store) -> s
             f"in {shown(store.folder/'runs')}"
             + (f"; {elsewhere} were trained by another process." if elsewhere else "."))
 
-# %% ../../nbs/engine/70_execute.ipynb #c94
+# %% ../../nbs/engine/70_execute.ipynb #c96
 def execute(
     plan: Plan,
     images: Images,   # the plan's data set, on the device that trains

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LOSS', 'TAUGHT', 'BLOCK', 'objective', 'classify_loss', 'initial_loss', 'contrast_loss', 'linear_loss', 'update',
            'step', 'evaluated', 'advance', 'end_epoch', 'Teachers', 'batches', 'inputs', 'views_for', 'number_of',
-           'drawn_as', 'epochs_ahead', 'Batch', 'drawn', 'in_flight', 'open_epoch', 'steps_of', 'charge', 'train_epoch']
+           'drawn_as', 'epochs_ahead', 'Batch', 'drawn', 'in_flight', 'open_epoch', 'asked_by', 'steps_of', 'charge',
+           'train_epoch']
 
 # %% ../../nbs/engine/40_train.ipynb #c2
 import math
@@ -261,37 +262,40 @@ def open_epoch(group: list[Learner]):
         for term in learner.terms: term.epoch = learner.epoch
 
 # %% ../../nbs/engine/40_train.ipynb #c51
+def asked_by(group: list[Learner]) -> list[str | None]:
+    "Gives the key of the teacher that each learner asks in its present phase; None for none."
+    return [learner.run.teacher.key if learner.run.teacher and learner.current.kind in TAUGHT else None
+            for learner in group]
+
+# %% ../../nbs/engine/40_train.ipynb #c53
 def steps_of(
-    group: list[Learner], images: Images, views: Views, teachers: Teachers, tick, streams,
-    watch: Stopwatch,
+    group: list[Learner], images: Images, views: Views, teachers: Teachers, tick, streams, watch,
 ) -> int:
     "Takes learners through what is left of their epoch; gives the number of its steps."
     first = group[0]
     phase, seed, number = first.current, first.run.seed, drawn_as(first)
     todo = batches(phase, seed, number, images)
-    start, size, end = first.step * len(todo[0]), len(todo[0]), len(todo) * len(todo[0])
-    asks = [learner.run.teacher.key if learner.run.teacher and phase.kind in TAUGHT else None
-            for learner in group]
-    keys = sorted({key for key in asks if key})
+    size, total = len(todo[0]), len(todo) * phase.epochs
+    start, end = first.step * size, len(todo) * size
+    asks = asked_by(group)
+    keys = sorted({*asks} - {None})
     known = teachers.known(keys, seed, number, end)
-    left = torch.cat(todo)[start:]
-    made = drawn(left, size, images, views, teachers, keys, seed, number)
-    for at in range(first.step, len(todo)):
-        watch.start(at)
-        batch = next(made)
+    made = drawn(torch.cat(todo)[start:], size, images, views, teachers, keys, seed, number)
+    watch.start(first.step)
+    for following, batch in enumerate(made, first.step + 1):
         x = views.shown(*batch.drawn).contiguous(memory_format=torch.channels_last)
         watch.lap("input")
         taught = teachers.outputs(keys, known, x, batch.places, first.run.precision)
         watch.lap("teacher")
-        def work(learner, key):
-            step(learner, len(todo) * phase.epochs, x, batch.y, batch.index, taught.get(key))
+        def work(learner, key): step(learner, total, x, batch.y, batch.index, taught.get(key))
         in_flight(work, group, asks, streams)
         watch.lap("students")
         tick(size * len(group))
+        watch.start(following)
     teachers.note([key for key in keys if key not in known], seed, number, start, end)
     return len(todo)
 
-# %% ../../nbs/engine/40_train.ipynb #c53
+# %% ../../nbs/engine/40_train.ipynb #c55
 def charge(group: list[Learner], parts: dict[str, float]):
     "Adds the seconds of each part of an epoch to what learners have spent, by their shares."
     shares = sum(learner.share for learner in group)
@@ -299,7 +303,7 @@ def charge(group: list[Learner], parts: dict[str, float]):
         learner.spent = {part: spent + parts.get(part, 0.0) * learner.share / shares
                          for part, spent in learner.spent.items()}
 
-# %% ../../nbs/engine/40_train.ipynb #c55
+# %% ../../nbs/engine/40_train.ipynb #c57
 def train_epoch(
     group: list[Learner], images: Images, views: Views, teachers: Teachers,
     tick=lambda images: None,  # is told the images done after each step

@@ -8,7 +8,8 @@ from kdnb.bench import random_images
 from kdnb.engine.learner import Learner, owned
 from kdnb.engine.run import Phase, Run, Weighted, distill
 from kdnb.engine.teacher_cache import as_taught
-from kdnb.engine.train import LOSS, frozen, inputs, open_epoch, views_for
+from kdnb.engine.frozen import frozen
+from kdnb.engine.train import LOSS, inputs, open_epoch, views_for
 from kdnb.models.pretrained import network
 from kdnb.registry import losses
 
