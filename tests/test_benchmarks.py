@@ -85,3 +85,19 @@ def test_reports_and_the_ledger_are_measured_each_in_a_process(tmp_path):
     table = pd.read_csv(tmp_path/"reports/benchmarks/reports.csv")
     assert table.case.tolist() == ["first", "unchanged", "one section changed", "ledger"] and (table.seconds > 0).all() and (table.MB > 50).all()
     assert "fig_reports.png" in (tmp_path/"reports/benchmarks/reports.md").read_text(encoding="utf-8")
+
+
+def test_without_a_gpu_there_is_nothing_to_decide(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    code, output = papermill(tmp_path, "-p", "reports", "reports", notebook="gpu")
+    assert code != 0 and "Without a GPU there is nothing to decide; -p device cpu tries the benchmark out." in output and not (tmp_path/"reports/benchmarks/gpu.md").exists()
+
+
+def test_the_benchmark_for_a_gpu_runs_on_a_cpu_and_decides_nothing_there(tmp_path):
+    small = ["-p", "students", "2", "-p", "steps", "1", "-p", "batch", "8", "-p", "rounds", "1", "-p", "device", "cpu"]
+    code, output = papermill(tmp_path, *small, "-p", "reports", "reports", notebook="gpu")
+    assert code == 0, output[-3000:]
+    table, text = pd.read_csv(tmp_path/"reports/benchmarks/gpu.csv"), (tmp_path/"reports/benchmarks/gpu.md").read_text(encoding="utf-8")
+    assert table.groupby("network", sort=False).way.apply(list).to_dict() == dict.fromkeys(["resnet20", "resnet8x4", "wrn_16_2"], ["in turn", "2 processes", "batched"])
+    assert (np.isfinite(table["times as fast"]) & (table["ms a student-step"] > 0)).all()
+    assert "decides nothing" in text and "Decided" not in text and "left out" not in text
