@@ -262,10 +262,11 @@ def open_epoch(group: list[Learner]):
         for term in learner.terms: term.epoch = learner.epoch
 
 # %% ../../nbs/engine/40_train.ipynb #c51
-def asked_by(group: list[Learner]) -> list[str | None]:
-    "Gives the key of the teacher that each learner asks in its present phase; None for none."
-    return [learner.run.teacher.key if learner.run.teacher and learner.current.kind in TAUGHT else None
-            for learner in group]
+def asked_by(group: list[Learner]) -> tuple[list[str | None], list[str]]:
+    "Gives the key of the teacher that each learner asks in its present phase, None for none; and all."
+    asks = [learner.run.teacher.key if learner.run.teacher and learner.current.kind in TAUGHT
+            else None for learner in group]
+    return asks, sorted({*asks} - {None})
 
 # %% ../../nbs/engine/40_train.ipynb #c53
 def steps_of(
@@ -277,8 +278,7 @@ def steps_of(
     todo = batches(phase, seed, number, images)
     size, total = len(todo[0]), len(todo) * phase.epochs
     start, end = first.step * size, len(todo) * size
-    asks = asked_by(group)
-    keys = sorted({*asks} - {None})
+    asks, keys = asked_by(group)
     known = teachers.known(keys, seed, number, end)
     made = drawn(torch.cat(todo)[start:], size, images, views, teachers, keys, seed, number)
     watch.start(first.step)
