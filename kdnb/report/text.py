@@ -302,7 +302,7 @@ def missing_text(plans: list[dict], results: dict[str, dict]) -> str:
     return f"{lacking} of {len(asked)} runs have no result yet." if lacking else ""
 
 # %% ../../nbs/report/30_text.ipynb #c79
-INTO = {"students": "the networks' own training", "teacher": "teachers' answers",
+INTO = {"students": "the trained networks' own steps", "teacher": "teachers' answers",
         "input": "input", "evaluation": "evaluation"}
 
 
@@ -314,8 +314,8 @@ def spent_text(results: dict[str, dict]) -> str:
         for part, seconds in record.get("spent", {}).items(): spent[part] += seconds
     def one(kind, spent):
         whole = sum(spent.values())
-        shares = [f"{seconds / whole:.0%} went into {INTO[part]}" for part, seconds in spent.items()]
-        return f"Of {whole:,.0f} {kind} seconds of training, {', '.join(shares)}."
+        *shares, last = [f"{100 * spent[part] / whole:.0f} % into {INTO[part]}" for part in INTO]
+        return f"Of {whole:,.0f} {kind} seconds went {', '.join(shares)} and {last}."
     return " ".join(one(kind, spent) for kind, spent in sorted(found.items()) if any(spent.values()))
 
 # %% ../../nbs/report/30_text.ipynb #c82

@@ -41,7 +41,7 @@ def test_the_text_in_order(pairs):
     assert heads == ["Made-up numbers", "All pairs", "resnet20 → resnet14 on digits 1000/200/300 (quick, matched)",
                      "resnet20 → resnet14 on digits 1000/200/300 (quick, as-published)", "resnet14 → resnet8 on digits 1000/200/300 (quick, matched)",
                      "resnet14 → resnet8 on digits 1000/200/300 (quick, as-published)", "Where the time went", "Settings"]
-    assert "seconds of training, 67% went into the networks' own training, 8% went into teachers' answers, 4% went into input, 21% went into evaluation." in text
+    assert " CPU seconds went 67 % into the trained networks' own steps, 8 % into teachers' answers, 4 % into input and 21 % into evaluation." in text
     assert text.count("Only \\*some\\* digits.") == 1 and text.count("Test accuracy in percent: mean") == 1 and text.count("| networks | small | ours |") == 1
     assert text.count("3 runs were made by other code than the present one: loss gram (3 runs). `-p force True` trains them again.") == 4
     assert text.count("Trained on: made-up CPU, 1 thread(s).") == 4 and "paper" not in text
