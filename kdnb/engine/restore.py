@@ -35,7 +35,7 @@ def are_seconds(spent) -> bool:
     return (isinstance(spent, dict) and spent.keys() == {*PARTS}
             and all(is_number(s) and s >= 0 for s in spent.values()))
 
-
+# %% ../../nbs/engine/39_restore.ipynb #c6
 def is_record(record, phase: Phase, epoch: int) -> bool:
     "Tells whether a record of the history is that of an epoch (0 is the first) of a phase."
     if not isinstance(record, dict) or record.keys() != {"phase", "epoch", "loss", "val", "test"}:
@@ -47,7 +47,7 @@ def is_record(record, phase: Phase, epoch: int) -> bool:
             and all(isinstance(part, dict) and all(map(is_number, part.values()))
                     for part in scores))
 
-# %% ../../nbs/engine/39_restore.ipynb #c8
+# %% ../../nbs/engine/39_restore.ipynb #c10
 def place_fault(learner: Learner, about: dict) -> str:
     "Tells what is wrong with a position and a history; \"\" where nothing is."
     if about.keys() != {*POSITION, "numbers"}: return "it has other fields"
@@ -65,7 +65,7 @@ def place_fault(learner: Learner, about: dict) -> str:
         is_record(record, *place) for record, place in zip(history, done))
     return "" if sound else "its history is not that of the epochs that are done"
 
-# %% ../../nbs/engine/39_restore.ipynb #c11
+# %% ../../nbs/engine/39_restore.ipynb #c13
 def memories(phase: Phase) -> tuple[dict[str, Tensor], dict[str, float]]:
     "Gives the tensors and plain numbers that a phase's optimiser remembers of a parameter, by name."
     toy = nn.Parameter(torch.ones(1))
@@ -73,7 +73,7 @@ def memories(phase: Phase) -> tuple[dict[str, Tensor], dict[str, float]]:
     optimiser.step()
     return tuple(under(found, "0") for found in remembered(optimiser))
 
-# %% ../../nbs/engine/39_restore.ipynb #c13
+# %% ../../nbs/engine/39_restore.ipynb #c15
 def memory_fault(learner: Learner, phase: Phase, memory: dict, numbers) -> str:
     "Tells what is wrong with what a phase's optimiser should remember; \"\" where nothing is."
     if not isinstance(numbers, dict) or not all(map(is_number, numbers.values())):
@@ -91,7 +91,7 @@ def memory_fault(learner: Learner, phase: Phase, memory: dict, numbers) -> str:
         return "its optimiser remembers too much"
     return unlike(memory, expected)
 
-# %% ../../nbs/engine/39_restore.ipynb #c15
+# %% ../../nbs/engine/39_restore.ipynb #c17
 def state_fault(learner: Learner, tensors: dict[str, Tensor], about: dict) -> str:
     "Tells why a state is none of this learner's; \"\" where it is one."
     if said := place_fault(learner, about): return said
@@ -103,7 +103,7 @@ def state_fault(learner: Learner, tensors: dict[str, Tensor], about: dict) -> st
     if bad < 0 and tensors["sum.loss"].isnan(): return "its loss is not a number"
     return memory_fault(learner, phase, under(tensors, "optimiser"), about["numbers"])
 
-# %% ../../nbs/engine/39_restore.ipynb #c17
+# %% ../../nbs/engine/39_restore.ipynb #c19
 def restore(learner: Learner, tensors: dict[str, Tensor], about: dict):
     "Puts a learner back to where `state` was taken; `InputError`, and no change, for another's."
     if said := state_fault(learner, tensors, about):
