@@ -66,7 +66,7 @@ def measured_as(cell: Cell) -> tuple[str, str]:
     return (cell.metric, place[0]) if place else (SCORES.get(cell.metric, cell.metric), "")
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c16
-HERE = {"vit_b_16": "vit_b_16@weights=IMAGENET1K_V1", "resnet50": "resnet50_imagenet@size=224",
+HERE = {"vit_b_16": "vit_clip@weights=openai", "resnet50": "resnet50_imagenet@size=224",
         "wide_resnet101_2": "wide_resnet101_2@weights=IMAGENET1K_V1", "unstated": "ce",
         "data=unmodified": "as is", "data=occluded": "occluded",
         "data=texturised_background": "textured"}

@@ -170,7 +170,9 @@ def target_choices(p: Transfer) -> list[tuple[str, str, str]]:
     sizes = [(f"transferred to {name}", f"{len(images.train_y)} training and {len(images.test_y)} "
               f"test images. {images.note}", "size of the images: official code")
              for name, images in p.targets.items()]
-    return [("probe", probe, "official code (DCD); frozen: paper"), *sizes]
+    source = "no augmentation: ours; the rest: official code (DCD), which crops and mirrors"
+    frozen = "" if p.moving else "paper, 4.2: frozen; "
+    return [("probe", probe, frozen + source), *sizes]
 
 # %% ../../nbs/analysis/50_transfer.ipynb #c35
 def probe_name(moving: bool) -> str:

@@ -13,7 +13,7 @@ from typing import ClassVar
 from ..data.images import Images, data_names
 from ..engine.run import BENCHMARK_EPOCHS, Entry, Phase, Run, distill
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
-                                         phase_text, terms_of)
+                                         phase_text, seed_choices, terms_of)
 from .weights import BY_PAIR, CRD, METHODS, Method, method_of
 from ..parameters import words
 from ..registry import models, unknown
@@ -188,7 +188,7 @@ class CRDBenchmark(Experiment):
         return super().refused(row, pair, images)
 
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
-        return [*data_choices(images), *training_choices(self), *weight_choices(),
+        return [*data_choices(self, images), *training_choices(self), *weight_choices(),
                 *pair_choices(), *other_choices(self), *common_choices(self)]
 
 # %% ../../nbs/experiments/50_crd_benchmark.ipynb #c23
@@ -213,7 +213,7 @@ def pair_choices() -> list[tuple[str, str, str]]:
         return ", ".join(f"{k} {v:g}" for k, v in flat.items())
     return [(f"{loss}, by pair", "; ".join(f"{pair}: {text(change)}"
                                            for pair, change in pairs.items()),
-             METHODS[loss].source.replace("paper and ", "")) for loss, pairs in BY_PAIR.items()]
+             METHODS[loss].source.split("; ")[-1]) for loss, pairs in BY_PAIR.items()]
 
 # %% ../../nbs/experiments/50_crd_benchmark.ipynb #c29
 def training_choices(p: CRDBenchmark) -> list[tuple[str, str, str]]:
@@ -225,7 +225,7 @@ def training_choices(p: CRDBenchmark) -> list[tuple[str, str, str]]:
          CRD if paper else "ours: short"),
         ("common training", f"{text()}; learning rate 0.01 for {light}", CRD),
         ("ckd, as published", f"{text(**METHODS['ckd'].training)}; 0.01 for the same",
-         "official code (CKD); the paper prints no epochs"),
+         "official code (CKD), for the paper prints no epochs"),
         ("reviewkd, as published",
          f"{text(**METHODS['reviewkd'].training, lr=0.1)}; 0.02 for the same",
          "official code (ReviewKD)")]
@@ -236,7 +236,6 @@ def other_choices(p: CRDBenchmark) -> list[tuple[str, str, str]]:
     assistants = {"-".join(pair): ASSISTANTS.get("-".join(pair)) for pair in p.pairs_on(None)}
     known = "; ".join(f"{pair}: {net}" for pair, net in assistants.items() if net)
     return [
-        ("seeds", "the student of seed k learns from the teacher of seed k; one seed, one "
-         "initialisation, order and view for every loss", "paper: repeated; ours: pairing"),
+        *seed_choices(p),
         ("sums of losses", "each with its weight, kd with 1; cross-entropy 1", CRD),
         ("takd", known or "none known", "ours: the papers do not name assistants")]

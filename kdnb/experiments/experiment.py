@@ -5,6 +5,7 @@
 # %% ../../nbs/experiments/20_experiment.ipynb #c2
 from __future__ import annotations
 
+import csv
 import os
 import time
 from abc import abstractmethod
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'NOT_COMPARABLE', 'HIDDEN', 'OF_TORCHVISION', 'CHANGES', 'Table', 'Row', 'named',
            'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal', 'refusal_of',
-           'paper_numbers', 'of_row', 'printed', 'Parameters', 'one_word', 'Experiment', 'terms_of', 'falls',
-           'phase_text', 'data_choices', 'common_choices']
+           'paper_numbers', 'of_row', 'printed', 'statements', 'stated', 'Parameters', 'one_word', 'Experiment',
+           'terms_of', 'falls', 'phase_text', 'data_choices', 'seed_choices', 'common_choices']
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c4
 @dataclass(frozen=True)
@@ -234,6 +235,21 @@ def printed(table: Table) -> pd.DataFrame:
     return every.rename(columns={"dataset": "data", "std": "sd", "n_runs": "n"})[PRINTED]
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c36
+@lru_cache(maxsize=None)
+def statements(paper: str) -> list[dict[str, str]]:
+    "Reads what a paper prints of its experiments: table, parameter, value, and place."
+    with open(ROOT/"papers"/"printed.csv", newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["paper"] == paper]
+
+
+def stated(table: Table, parameter: str, value: str) -> str:
+    "Gives the place where a table's paper prints a parameter's value, as a source; \"\" for none."
+    rows = [row for row in statements(table.paper) if row["parameter"] == parameter]
+    own = [row for row in rows if row["table"] == table.name]
+    rows = own or [row for row in rows if not row["table"]]
+    return next((f"paper, {row['place']}" for row in rows if value and row["value"] == value), "")
+
+# %% ../../nbs/experiments/20_experiment.ipynb #c39
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
     "What every table may be asked, with defaults; checked when it is made."
@@ -298,14 +314,14 @@ class Parameters:
     @cached_property
     def rows(self) -> tuple[Row, ...]: return rows_of(self.loss, self.table.rows)
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c37
+# %% ../../nbs/experiments/20_experiment.ipynb #c40
 def one_word(name: str, value) -> str:
     "Gives a text that is one word; otherwise raises `InputError`."
     found = words(name, value)
     if len(found) == 1: return found[0]
     raise InputError(f"{name}={brief(value)} is several words; {name} takes one.")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c39
+# %% ../../nbs/experiments/20_experiment.ipynb #c42
 CHANGES = ("weight", "optimiser", "epochs", "batch", "evaluations")  # of a preset
 
 
@@ -542,7 +558,7 @@ class Experiment(Parameters):
         from kdnb.report.text import settings_text
         return Shown(settings_text(self.records))
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c41
+# %% ../../nbs/experiments/20_experiment.ipynb #c44
 def terms_of(
     row: Row,
     weight_of,             # the experiment's weight of a loss, by name and number of losses
@@ -558,7 +574,7 @@ def terms_of(
             loss, own.get("weight", usual), options_of(loss) | options, warmup_of(loss)))
     return tuple(found)
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c44
+# %% ../../nbs/experiments/20_experiment.ipynb #c47
 def falls(phase: Phase) -> str:
     "Tells how a phase's learning rate falls."
     if phase.shape == "step":
@@ -567,7 +583,7 @@ def falls(phase: Phase) -> str:
     rise = f" after a linear rise over {phase.warmup:.0%} of the steps" if phase.warmup else ""
     return f"{phase.shape} to 0{rise}"
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c45
+# %% ../../nbs/experiments/20_experiment.ipynb #c48
 def phase_text(phase: Phase) -> str:
     "Gives a phase's hyper-parameters in words."
     what = "the classifier alone, " if phase.kind == "linear" else ""
@@ -575,19 +591,30 @@ def phase_text(phase: Phase) -> str:
     return (f"{what}{epochs}, batch {phase.batch}, {phase.optimiser}, "
             f"weight decay {phase.weight_decay:g}, learning rate {phase.lr:g}, {falls(phase)}")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c47
-def data_choices(images: Images) -> list[tuple[str, str, str]]:
+# %% ../../nbs/experiments/20_experiment.ipynb #c50
+def data_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
     "Gives the choices of a data set."
+    place = "" if images.note else stated(p.table, "data", images.name)
+    own = "; that some are held out: ours" if place and len(images.val_y) else ""
     crop = (f"random crop after padding by {images.pad}"
             + (", random mirror image" if images.flip else ""))
     return [
         ("data", f"{images.identity} (training/validation/test), {images.identity.fingerprint}",
-         "ours" if images.note else "paper"),
+         (place or "ours") + own),
         ("held out", f"{len(images.val_y)} training images, for validation only",
          "ours: so that nothing is chosen on test images"),
         ("views", f"{crop}; the same view for teacher and student", "convention")]
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c49
+# %% ../../nbs/experiments/20_experiment.ipynb #c51
+def seed_choices(p: Experiment) -> list[tuple[str, str, str]]:
+    "Gives the choice of seeds."
+    n = len(p.all_seeds)
+    seeds = f"{n} seed" + "s" * (n != 1)
+    return [("seeds", f"{seeds}; the student of seed k learns from the teacher of seed k; one seed, one "
+             "initialisation, order and view for every loss",
+             f"{stated(p.table, 'seeds', seeds) or 'ours'}; pairing: ours")]
+
+# %% ../../nbs/experiments/20_experiment.ipynb #c52
 def common_choices(p: Experiment) -> list[tuple[str, str, str]]:
     "Gives the choices that all experiments share."
     changed = [(name, str(value), "parameter") for name, value in p.changes.items()]

@@ -13,7 +13,7 @@ from ..data.images import Images, load_images, resized
 from ..engine.run import Entry, Phase, Run, distill
 from .experiment import (Experiment, Preset, Row, Table, common_choices,
                                          data_choices, held_out, one_word, phase_text, printed,
-                                         terms_of)
+                                         seed_choices, stated, terms_of)
 from .weights import method_of
 from ..parameters import words
 from ..registry import InputError, models, one_of, parsed, unknown
@@ -21,9 +21,9 @@ from ..registry import InputError, models, one_of, parsed, unknown
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['SMALL', 'PRESETS', 'PAPER', 'PARTS', 'WORDING', 'TEACHERS', 'ROLES', 'WEIGHTS', 'OPTIONS', 'IN_PAPER', 'LOSS_CHOICES',
-           'Recipe', 'corruptions_of', 'loaded', 'shown', 'check_network_name', 'check_networks', 'weight', 'names_of',
-           'paper_table', 'HAKD', 'network_choices', 'corruption_choices', 'by_data']
+__all__ = ['SMALL', 'PRESETS', 'PAPER', 'PARTS', 'WORDING', 'TEACHERS', 'ROLES', 'WEIGHTS', 'OPTIONS', 'IN_PAPER', 'PAPERS',
+           'LOSS_CHOICES', 'Recipe', 'corruptions_of', 'loaded', 'shown', 'check_network_name', 'check_networks',
+           'weight', 'names_of', 'paper_table', 'HAKD', 'network_choices', 'corruption_choices', 'by_data']
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c4
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ PRESETS = {
         **SMALL, phase=Phase("classify", 30, 128, 0.1, 0.1, "cosine"), seeds=3,
         source="ours: short"),
     "paper": Recipe(
-        transformer="vit_b_16@weights=IMAGENET1K_V1", cnn="wide_resnet101_2@weights=IMAGENET1K_V1",
+        transformer="vit_clip@weights=openai", cnn="wide_resnet101_2@weights=IMAGENET1K_V1",
         student="resnet50_imagenet@size=224", phase=Phase("classify", 10, 128, 0.1, 0.1, "cosine"),
-        seeds=3, source="ten epochs: paper; the rest: convention")}
+        seeds=3, source="convention")}
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c8
 PAPER = {"cifar10": "none", "stl10": "occluded", "fashion_mnist": "textured"}
@@ -111,7 +111,7 @@ def weight(loss: str) -> float:
     return WEIGHTS.get(loss) or method_of(loss).weight
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c21
-IN_PAPER = {"vit_b_16": "vit_b_16", "wide_resnet101_2": "wide_resnet101_2",
+IN_PAPER = {"vit_clip": "vit_b_16", "vit_b_16": "vit_b_16", "wide_resnet101_2": "wide_resnet101_2",
             "resnet50_imagenet": "resnet50"}   # ours: the paper's
 
 
@@ -235,22 +235,26 @@ class HAKD(Experiment):
         return found
 
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
-        return [*network_choices(self), *data_choices(images), *corruption_choices(self),
+        return [*network_choices(self), *data_choices(self, images), *corruption_choices(self),
                 *LOSS_CHOICES, *common_choices(self)]
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c28
+PAPERS = ("paper, 3.1: CLIP's transformer; paper, 4.2.2: the convolutional networks; the weights that "
+          "the teacher of these starts from, and that the student starts from none: ours")
+
+
 def network_choices(p: HAKD) -> list[tuple[str, str, str]]:
     "Gives the choices of the networks and of their training."
     nets = {role: p.nets[role] for role in (*TEACHERS[p.teacher], "student")}
     paper = all(getattr(PRESETS["paper"], role) == net for role, net in nets.items())
+    epochs = f"{p.changed(p.recipe.phase).epochs} epochs"
     return [
         ("networks", ", ".join(f"{role} {net}" for role, net in nets.items()),
-         "paper; which weights the teachers start from, and that the student starts from none: ours"
-         if paper else "ours"),
-        *[(f"training of {net}", phase_text(p.phase(net)), p.recipe.source)
-          for net in nets.values()],
+         PAPERS if paper else "ours"),
+        *[(f"training of {net}", phase_text(p.phase(net)), "; ".join(filter(None, [
+            stated(p.table, "training of *", epochs), p.recipe.source]))) for net in nets.values()],
         ("published weights", "a tenth of the learning rate, no weight decay; a new classifier",
-         "convention (fine-tuning); whether the paper tunes its teachers is not stated"),
+         "convention (fine-tuning), for the paper does not say whether it tunes its teachers"),
         ("input", "each network resizes (bilinear or as its weights ask, smoothed) and normalises "
          "its images itself, as for the training of its weights", "ours: the paper says resized")]
 
@@ -260,8 +264,7 @@ def corruption_choices(p: HAKD) -> list[tuple[str, str, str]]:
     return [
         ("corrupted images", "training and test" if p.part == "both" else f"{p.part} alone",
          "ours: the paper does not say which, nor how"),
-        ("seeds", "the student of seed k learns from the teachers of seed k; one seed, one "
-         "initialisation, order and view for every loss", "ours: the paper has one run")]
+        *seed_choices(p)]
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c30
 LOSS_CHOICES = [

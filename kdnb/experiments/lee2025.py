@@ -14,7 +14,7 @@ from typing import ClassVar
 from ..data.images import Images, data_names
 from ..engine.run import Entry, Phase, Run, distill, weighted
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
-                                         phase_text, terms_of)
+                                         phase_text, seed_choices, stated, terms_of)
 from .weights import method_of
 from ..registry import InputError, losses, unknown
 
@@ -30,6 +30,7 @@ class Recipe(Preset):
     linear: Phase
     weights: dict        # of losses; others have the benchmark's
     options: dict = field(default_factory=dict)  # of losses, where they differ from their own
+    contrasted: str = ""  # where the numbers of a SupCon network come from; "": as the others
 
     def weight(self, loss: str) -> float:
         "Gives a loss's weight: tuned for these networks, or the benchmark's."
@@ -71,6 +72,7 @@ FAST = replace(
     linear=Phase("linear", 5, 256, 0.5, 0.0, "cosine", weight_decay=0.0))
 PAPER = replace(
     FAST, source="convention",
+    contrasted="ours: a fifth of SupContrast's own 1,000 and 100 epochs, and half its batch",
     classify=Phase("classify", 200, 128, 0.1, 0.0, "cosine"),
     contrast=Phase("contrast", 200, 512, 0.5, 0.05, "cosine", weight_decay=1e-4),
     linear=Phase("linear", 20, 256, 0.5, 0.0, "cosine", weight_decay=0.0))
@@ -165,20 +167,16 @@ class Lee2025(Experiment):
         return found
 
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
-        return [*network_choices(self), *data_choices(images), *training_choices(self, images),
+        return [*network_choices(self), *data_choices(self, images), *training_choices(self, images),
                 *loss_choices(self.recipe), *common_choices(self)]
 
 # %% ../../nbs/experiments/40_lee2025.ipynb #c17
 def network_choices(p: Lee2025) -> list[tuple[str, str, str]]:
     "Gives the choices of networks and seeds."
-    recipe, small = p.recipe, p.recipe.cut is not None
+    nets = f"{p.recipe.teacher} teaches {p.recipe.student}"
     return [
-        ("networks", f"{recipe.teacher} teaches {recipe.student}",
-         "ours: small" if small else "paper"),
-        ("stem", "3 x 3, stride 1, no max-pool", "convention"),
-        ("seeds", "the student of seed k learns from the teacher of seed k; one seed, one "
-         "initialisation, order and view for every loss",
-         "paper: repeated over seeds; ours: pairing")]
+        ("networks", nets, stated(p.table, "networks", nets) or "ours"),
+        ("stem", "3 x 3, stride 1, no max-pool", "convention"), *seed_choices(p)]
 
 # %% ../../nbs/experiments/40_lee2025.ipynb #c18
 def training_choices(p: Lee2025, images: Images) -> list[tuple[str, str, str]]:
@@ -186,6 +184,7 @@ def training_choices(p: Lee2025, images: Images) -> list[tuple[str, str, str]]:
     classify, contrast, linear = map(
         p.changed, (p.recipe.classify, p.recipe.contrast, p.recipe.linear))
     source = p.recipe.source
+    contrasted = p.recipe.contrasted or source
     views = (("window of 20 to 100 % of the area, mirror image, colours, grey",
               "official code (SupContrast); the batched colour change: ours") if images.flip else
              ("window of 60 to 100 % of the area", "ours: digits"))
@@ -193,10 +192,10 @@ def training_choices(p: Lee2025, images: Images) -> list[tuple[str, str, str]]:
         ("cross-entropy and distillation", phase_text(classify), source),
         ("SupCon, contrastive", f"{phase_text(contrast)}; two views of each image, tau "
          f"{contrast.tau:g}, head linear-ReLU-linear to 128",
-         f"{source}; head and tau: official code (SupContrast)"),
+         f"{contrasted}; head and tau: official code (SupContrast)"),
         ("SupCon views", *views),
         ("SupCon, classifier", f"{phase_text(linear)}; linear, on the frozen encoder",
-         f"{source}; two stages: official code (SupContrast)")]
+         f"{contrasted}; two stages: official code (SupContrast)")]
 
 # %% ../../nbs/experiments/40_lee2025.ipynb #c19
 def loss_choices(recipe: Recipe) -> list[tuple[str, str, str]]:
@@ -206,13 +205,13 @@ def loss_choices(recipe: Recipe) -> list[tuple[str, str, str]]:
     return [
         ("objective", "cross-entropy + weight times the loss", "paper, Eq. 6"),
         ("compared vectors", "logits unless the row says embedding",
-         "paper, Eq. 1 and 5 (Eq. 2 to 4 say embedding or feature)"),
+         "paper, Eq. 1 and 5: logits; Eq. 2 to 4 say embedding or feature"),
         ("reduction", "mean over the batch or over the anchors; gram over the squared batch",
          "ours: the paper writes single samples and sums"),
         ("weight", f"{weights}; others the CRD benchmark's; unless the row says otherwise",
          WEIGHT_SOURCE),
         ("supcon", f"student normalised, tau {tau:g}",
-         "paper, Table V (ImageNet); tau 0.1: official code (SupContrast), others: ours"),
+         "paper, Table V: on ImageNet; tau 0.1: official code (SupContrast), others: ours"),
         ("kd", f"T = {recipe.options.get('kd', {}).get('T', 4):g}",
          "T = 4: convention; others: ours"),
         ("batch normalisation", "the teacher's is frozen", "convention")]

@@ -42,9 +42,9 @@ METHODS = {
 
 # %% ../../nbs/experiments/10_weights.ipynb #c10
 METHODS |= {
-    "ckd": Method(100, "paper and official code (CKD)",
+    "ckd": Method(100, "paper (ckd), IV-A3; official code (CKD)",
                   training={"epochs": 480, "shape": "cosine"}),
-    "dcd": Method(1, "paper and official code (DCD)", options={"alpha": 0.5}),
+    "dcd": Method(1, "paper (dcd), 4.1; official code (DCD)", options={"alpha": 0.5}),
     "crd_infonce": Method(0.8, "ours: as crd"),
     "supcrd": Method(0.8, "ours: as crd"), "supcrd_lw": Method(0.8, "ours: as crd")}
 
