@@ -29,8 +29,10 @@ __all__ = ['torch', 'BASES', 'ACCURACY', 'beside', 'called', 'filed', 'Compared'
 def beside(entry: Entry, plan: Plan) -> list[Run]:
     "Gives the teachers of a plan that a student is compared with."
     if entry.role not in ("student", "distilled"): return []
+    seeds = {entry.run.seed} | {other.run.root.seed for other in plan.entries
+                                if other.role == "distilled" and other.run.seed == entry.run.seed}
     known = [other.run for other in plan.entries if other.role == "teacher"
-             and (other.run.net, other.run.seed) == (entry.teacher, entry.run.seed)]
+             and other.run.net == entry.teacher and other.run.seed in seeds]
     return [run for run in dict.fromkeys(known) if entry.run.root in (entry.run, run)]
 
 # %% ../../nbs/analysis/08_compare.ipynb #c9

@@ -122,8 +122,7 @@ def target_images(name: str, side: int, sizes: dict | None) -> Images:
     "Gives a data set to probe on, at a size in pixels and with as many images as are kept."
     images = resized(load_images(name), side)
     if not sizes: return images
-    return images.split(0, min(sizes["train"], len(images.train_y)),
-                        min(sizes["test"], len(images.test_y)))
+    return images.split(0, min(sizes["train"], len(images.train_y)))
 
 # %% ../../nbs/analysis/50_transfer.ipynb #c29
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,7 @@ class Source:
     tested: tuple[str, ...] = ("test",)   # what shards of test images are called, likewise
     key: str = ""                # what the labels are called in pickled files
     torchvision: str = ""        # torchvision's class that downloads it, if any
+    unofficial: tuple[str, ...] = ()  # fingerprints of copies that divide the images otherwise
 
 # %% ../../nbs/data/10_files.ipynb #c9
 @dataclass(frozen=True)

@@ -18,15 +18,16 @@ from PIL import Image
 
 from .files import (FORMATS, MODES, Embedded, Source, data_sets, own_files, read_shards,
                              shards)
-from ..registry import InputError, unknown, whole
+from ..registry import InputError, brief, unknown, whole
 
 if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
 __all__ = ['INCOMPARABLE', 'PARTS', 'Identity', 'Images', 'canonical', 'fingerprint', 'statistics', 'images_from', 'cache_folder',
-           'digest', 'digest_of_file', 'reading', 'keep_in_cache', 'from_cache', 'shortfall', 'decoded', 'data_names',
-           'described', 'data_folder', 'local_images', 'download', 'fetched', 'not_found', 'wanted_source',
-           'load_images', 'derived', 'resized_images', 'resized', 'coloured']
+           'digest', 'digest_of_file', 'reading', 'keep_in_cache', 'from_cache', 'shortfall', 'divided_otherwise',
+           'decoded', 'data_names', 'described', 'data_folder', 'local_images', 'download', 'fetched', 'not_found',
+           'wanted_source', 'load_images', 'derived', 'resized_images', 'resized', 'averaged_images', 'averaged',
+           'coloured']
 
 # %% ../../nbs/data/20_images.ipynb #c4
 @dataclass(frozen=True)
@@ -211,7 +212,14 @@ def shortfall(source: Source, pairs: dict) -> str:
     return (f"This copy of {source.name} has {counts[0]} training and {counts[1]} test images "
             f"instead of {source.counts[0]} and {source.counts[1]}: {INCOMPARABLE}.")
 
-# %% ../../nbs/data/20_images.ipynb #c34
+# %% ../../nbs/data/20_images.ipynb #c35
+def divided_otherwise(source: Source, images: Images) -> str:
+    "Tells a reader that the division into training and test images is not the official one; else \"\"."
+    if images.fingerprint[:12] not in source.unofficial: return ""
+    return (f"This copy of {source.name} has all its images, but not the official division into "
+            "training and test: accuracies are of the same quantity, on other test images.")
+
+# %% ../../nbs/data/20_images.ipynb #c37
 def decoded(source: Source, read, files: dict[str, list[Path]]) -> Images:
     "Reads a data set from its files through `read`, or from the copy that an earlier call kept."
     mark = hashlib.sha256(b"".join(digest(path) for paths in files.values() for path in paths))
@@ -224,15 +232,16 @@ def decoded(source: Source, read, files: dict[str, list[Path]]) -> Images:
                 raise InputError(f"The files of {source.title} have no {part} images: "
                                  f"{', '.join(map(str, files[part]))}.")
         keep_in_cache(cached, pairs, source)
-    return images_from(source.name, source.classes, pairs["train"], pairs["test"],
-                       source.pad, source.flip, shortfall(source, pairs))
+    found = images_from(source.name, source.classes, pairs["train"], pairs["test"],
+                        source.pad, source.flip, shortfall(source, pairs))
+    return replace(found, note=found.note or divided_otherwise(source, found))
 
-# %% ../../nbs/data/20_images.ipynb #c37
+# %% ../../nbs/data/20_images.ipynb #c40
 def data_names() -> list[str]:
     "Lists what can be asked for: \"auto\" and the data sets that have a notebook."
     return ["auto", *data_sets.names()]
 
-# %% ../../nbs/data/20_images.ipynb #c39
+# %% ../../nbs/data/20_images.ipynb #c42
 def described(name: str) -> Source | Embedded:
     "Finds what is registered under a name; `InputError` where it goes by another."
     found = data_sets.build(name)
@@ -240,12 +249,12 @@ def described(name: str) -> Source | Embedded:
     raise InputError(f"the data set registered as {name!r} has the name {found.name!r}: "
                      "both should be the same.")
 
-# %% ../../nbs/data/20_images.ipynb #c41
+# %% ../../nbs/data/20_images.ipynb #c44
 def data_folder() -> Path:
     "Says where data sets are looked for: `KDNB_DATA`, or the user's cache folder."
     return Path(os.environ.get("KDNB_DATA") or cache_folder()/"data").expanduser()
 
-# %% ../../nbs/data/20_images.ipynb #c43
+# %% ../../nbs/data/20_images.ipynb #c46
 def local_images(source: Source, root: Path) -> Images | None:
     "Reads a data set from the files under a folder, or None where there are none."
     for find, read in ((own_files, source.read), (shards, read_shards)):
@@ -253,7 +262,7 @@ def local_images(source: Source, root: Path) -> Images | None:
         if files: return decoded(source, read, files)
     return None
 
-# %% ../../nbs/data/20_images.ipynb #c45
+# %% ../../nbs/data/20_images.ipynb #c48
 def download(source: Source, root: Path) -> str:
     "Lets torchvision download a data set to a folder; returns what went wrong, or \"\"."
     if not source.torchvision: return "torchvision does not have it"
@@ -265,7 +274,7 @@ def download(source: Source, root: Path) -> str:
     finally: socket.setdefaulttimeout(before)
     return ""
 
-# %% ../../nbs/data/20_images.ipynb #c47
+# %% ../../nbs/data/20_images.ipynb #c50
 def fetched(source: Source) -> tuple[Images | None, str]:
     "Reads a data set, downloaded if need be; where that fails, None and what went wrong."
     root = data_folder()
@@ -275,7 +284,7 @@ def fetched(source: Source) -> tuple[Images | None, str]:
         images, problem = local_images(source, root), "the download left no such files"
     return images, problem
 
-# %% ../../nbs/data/20_images.ipynb #c49
+# %% ../../nbs/data/20_images.ipynb #c52
 def not_found(source: Source, problem: str) -> InputError:
     "Gives the error for a data set that is not to be had, to be raised by the caller."
     ways = [f"put its folder {source.folder} there, with {', '.join(source.train + source.test)}",
@@ -286,14 +295,14 @@ def not_found(source: Source, problem: str) -> InputError:
         f"{source.title} was not found under {data_folder()} (KDNB_DATA) and could not be downloaded "
         f"({problem}). To get it, {'; or '.join(ways)}.")
 
-# %% ../../nbs/data/20_images.ipynb #c52
+# %% ../../nbs/data/20_images.ipynb #c55
 def wanted_source(name: str) -> Source:
     "Finds the files of a data set that \"auto\" may take; `InputError` for another name."
     known = [name for name in data_sets.names() if isinstance(described(name), Source)]
     if name not in known: raise unknown("wanted data set", name, known)
     return described(name)
 
-# %% ../../nbs/data/20_images.ipynb #c54
+# %% ../../nbs/data/20_images.ipynb #c57
 def load_images(
     name: str = "auto",      # one of `data_names`
     wanted: str = "cifar10", # what "auto" takes where it can be had
@@ -310,7 +319,7 @@ def load_images(
     return replace(digits, note=f"{source.title} was neither found (KDNB_DATA) nor could it be "
                                 f"downloaded. {digits.note}")
 
-# %% ../../nbs/data/20_images.ipynb #c63
+# %% ../../nbs/data/20_images.ipynb #c66
 PARTS = ("train_x", "val_x", "test_x")
 
 
@@ -329,7 +338,7 @@ def derived(
     return replace(new, mean=mean, std=std, fingerprint=mark,
                    note=f"{images.note} {sentence}".strip())
 
-# %% ../../nbs/data/20_images.ipynb #c66
+# %% ../../nbs/data/20_images.ipynb #c69
 def resized_images(x: Tensor, side: int) -> Tensor:
     "Resizes images `[n, ch, h, w]` to `[n, ch, side, side]`: bilinear, antialiased, rounded to bytes."
     import torch
@@ -339,7 +348,7 @@ def resized_images(x: Tensor, side: int) -> Tensor:
         new[:] = Image.fromarray(old).resize((side, side), Image.Resampling.BILINEAR)
     return torch.from_numpy(small).to(x.device)
 
-# %% ../../nbs/data/20_images.ipynb #c68
+# %% ../../nbs/data/20_images.ipynb #c71
 def resized(
     images: Images,
     side: int,      # pixels
@@ -353,7 +362,34 @@ def resized(
         pad=round(images.pad * side / height),
         **{part: resized_images(getattr(images, part), side) for part in PARTS})
 
-# %% ../../nbs/data/20_images.ipynb #c70
+# %% ../../nbs/data/20_images.ipynb #c74
+def averaged_images(x: Tensor, side: int) -> Tensor:
+    "Shrinks images `[n, ch, h, w]` to `[n, ch, side, side]`, sides that it divides, by area average."
+    import torch
+    n, channels, height, width = x.shape
+    down, across = height // side, width // side
+    squares = x.reshape(n, channels, side, down, side, across)
+    total, count = squares.sum((3, 5), dtype=torch.int32), down * across
+    return ((2 * total + count) // (2 * count)).to(torch.uint8)
+
+# %% ../../nbs/data/20_images.ipynb #c76
+def averaged(
+    images: Images,
+    side: int,      # pixels; divides height and width
+) -> Images:        # called after its size; the padding shrinks with the images
+    "Shows a data set at `side` x `side` pixels, each the mean of those that it stands for."
+    _, height, width = images.shape
+    if whole("size", side) == height == width: return images
+    if height % side or width % side:
+        raise InputError(f"size={brief(side)} does not divide the {height} x {width} pixels of "
+                         f"{images.name}; half of them would do.")
+    return derived(
+        images, ("averaged", side),
+        f"The images of {images.name} were averaged from {width} x {height} to {side} x {side} pixels.",
+        name=f"{images.name} at {side} x {side}", pad=round(images.pad * side / height),
+        **{part: averaged_images(getattr(images, part), side) for part in PARTS})
+
+# %% ../../nbs/data/20_images.ipynb #c78
 def coloured(images: Images) -> Images:
     "Gives a data set three channels, equal ones where there was one."
     if images.shape[0] == 3: return images

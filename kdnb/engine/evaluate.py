@@ -85,9 +85,10 @@ def chosen(history: list[dict]) -> dict[str, dict]:
     "Gives the records of the last epoch, the best by test and the one selected by validation."
     rated = [r for r in history if r.get("test") is not None]
     if not rated: return {}
-    def validated(r): return -1 if r["val"] is None else r["val"][CHOSEN_BY]
-    return {"last": rated[-1], "best": max(rated, key=lambda r: r["test"][CHOSEN_BY]),
-            "selected": max(rated, key=validated)}
+    found = {"last": rated[-1], "best": max(rated, key=lambda r: r["test"][CHOSEN_BY])}
+    validated = [r for r in rated if r["val"] is not None]
+    if not validated: return found
+    return found | {"selected": max(validated, key=lambda r: r["val"][CHOSEN_BY])}
 
 # %% ../../nbs/engine/36_evaluate.ipynb #c20
 def scored(history: list[dict]) -> dict:

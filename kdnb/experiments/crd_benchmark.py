@@ -91,7 +91,7 @@ DIGITS = Length(epochs=10, seeds=3, precision="fp32", source="ours: minutes on t
                 hidden=0.25, pair="resnet8-resnet8_w4", evaluations=3)
 PRESETS = {
     "quick": Length(epochs=5, seeds=1, precision="fp32", digits=DIGITS, evaluations=1,
-                    cut={"train": 1000, "validation": 500, "test": 10_000}),
+                    cut={"train": 1000, "validation": 500}),
     "fast": Length(epochs=30, seeds=3), "paper": Length(epochs=BENCHMARK_EPOCHS, seeds=5)}
 
 # %% ../../nbs/experiments/50_crd_benchmark.ipynb #c22
@@ -160,19 +160,22 @@ class CRDBenchmark(Experiment):
 
     def of_pair(self, pair: tuple[str, str], images: Images, seed: int) -> list[Entry]:
         "Gives the entries of a pair and seed."
-        teacher, student = (self.alone(net, common(net), images, seed) for net in pair)
+        teacher, student = (self.alone(net, common(net), images, own) for net, own in zip(
+            pair, (self.taught_by(seed), seed)))
         found = [Entry(run, role, role, *pair, protocol) for protocol in self.protocols
                  for role, run in (("teacher", teacher), ("student", student))]
         for row in self.rows:
-            if not self.refused(row, pair, images): found += self.of_row(row, pair, teacher, images)
+            if not self.refused(row, pair, images): found += self.of_row(row, teacher, student, images)
         return found
 
-    def of_row(self, row: Row, pair: tuple[str, str], teacher: Run, images: Images) -> list[Entry]:
-        "Gives the entries of a row, one for each protocol, and those of its assistant."
+    def of_row(self, row: Row, teacher: Run, untaught: Run, images: Images) -> list[Entry]:
+        """Gives the entries of a row, one for each protocol, and those of its assistant; `untaught` is
+        the student without a teacher."""
+        pair = teacher.net, untaught.net
         found, terms = [], self.terms(row, pair)
         alone_weight = METHODS.get(row.losses[0][0], Method()).cross_entropy
         for protocol in self.protocols:
-            student = self.alone(pair[1], trainings(row, pair)[protocol], images, teacher.seed)
+            student = self.alone(pair[1], trainings(row, pair)[protocol], images, untaught.seed)
             student = replace(student, cross_entropy=alone_weight if len(terms) == 1 else 1.0)
             run = distill(student, terms, teacher, self.assistant(pair, teacher, images))
             if run.teacher and run.teacher != teacher:
@@ -189,7 +192,7 @@ class CRDBenchmark(Experiment):
 
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
         return [*data_choices(self, images), *training_choices(self), *weight_choices(),
-                *pair_choices(), *other_choices(self), *common_choices(self)]
+                *pair_choices(), *other_choices(self), *common_choices(self, images)]
 
 # %% ../../nbs/experiments/50_crd_benchmark.ipynb #c23
 KD = Row("kd", (("kd", {}, {}),))

@@ -14,14 +14,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ..data.images import Images, load_images
+from ..data.images import INCOMPARABLE, Images, averaged, load_images
 from ..engine.progress import Board, Shown, tell
 from ..engine.provenance import code_now
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
 from ..parameters import (check_device, counted, flag, folder, given, torch_device,
                              words)
-from ..registry import (InputError, brief, losses, models, parsed, positive, unknown,
-                           whole)
+from ..registry import (InputError, brief, losses, models, not_negative, parsed, positive,
+                           unknown, whole)
 from ..store import ROOT, NotWritten, Store, locked
 from ..store import shown as told
 
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from kdnb.report.cells import Layout
 
 # %% auto #0
-__all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'NOT_COMPARABLE', 'HIDDEN', 'OF_TORCHVISION', 'CHANGES', 'Table', 'Row', 'named',
-           'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal', 'refusal_of',
-           'paper_numbers', 'of_row', 'printed', 'statements', 'stated', 'Parameters', 'one_word', 'Experiment',
-           'terms_of', 'falls', 'phase_text', 'data_choices', 'seed_choices', 'common_choices']
+__all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'FEW', 'HIDDEN', 'OF_TORCHVISION', 'LEAST', 'CHANGES', 'HELD', 'Table', 'Row',
+           'named', 'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal',
+           'refusal_of', 'paper_numbers', 'of_row', 'printed', 'statements', 'stated', 'Parameters', 'one_word',
+           'Experiment', 'terms_of', 'falls', 'phase_text', 'data_choices', 'seed_choices', 'reported',
+           'common_choices']
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c4
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Preset:
     "How much of an experiment is run."
     seeds: int
     source: str = "convention"     # where its numbers come from
-    cut: dict | None = None        # training, validation and test images kept; None: all
+    cut: dict | None = None        # training and validation images kept; None: all
     precision: str = "bf16"        # on a GPU; a CPU computes in fp32
     hidden: float = 0.0            # share of every image that is hidden by a grey square
     evaluations: int = 20          # of a phase, at most
@@ -119,20 +120,24 @@ class Preset:
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c18
 HELD_OUT = {"cifar10": 5000, "cifar100": 5000, "stl10": 500, "fashion_mnist": 5000, "digits": 200}
-NOT_COMPARABLE = ("Only {train} training and {test} test images of {name} were used (preset {preset}): "
-                  "these accuracies are not comparable with the paper's.")
+FEW = f"Only {{train}} training images of {{name}} were used (preset {{preset}}): {INCOMPARABLE}."
 
 
-def held_out(images: Images, preset: str, sizes: dict | None) -> Images:
+def held_out(
+    images: Images, preset: str,
+    sizes: dict | None,             # of training and validation, where the preset keeps only some
+    validation: int | None = None,  # images to hold out; None: as many as is usual
+) -> Images:
     "Gives a data set with its validation part held out, cut to the preset's sizes if it has more."
     n = len(images.train_x)
     if images.name == "digits" or sizes is None or n < sizes["train"] + sizes["validation"]:
-        found = images.split(min(HELD_OUT.get(images.name, n // 10), n // 5))
-        partial = images.note and images.name != "digits"
+        usual = min(HELD_OUT.get(images.name, n // 10), n // 5)
+        found = images.split(usual if validation is None else validation)
+        partial = INCOMPARABLE in images.note and images.name != "digits"
         return replace(found, name=f"part of {images.name}") if partial else found
-    note = NOT_COMPARABLE.format(name=images.name, preset=preset, **sizes)
-    return replace(images.split(**sizes), name=f"part of {images.name}",
-                   note=f"{images.note} {note}".strip())
+    note = FEW.format(name=images.name, preset=preset, train=sizes["train"])
+    found = images.split(sizes["validation"] if validation is None else validation, sizes["train"])
+    return replace(found, name=f"part of {images.name}", note=f"{images.note} {note}".strip())
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c21
 HIDDEN = ("{:.0%} of every digit is hidden by a grey square: digits as they are leave a teacher "
@@ -250,6 +255,10 @@ def stated(table: Table, parameter: str, value: str) -> str:
     return next((f"paper, {row['place']}" for row in rows if value and row["value"] == value), "")
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c39
+LEAST = {"seeds": 1, "epochs": 1, "batch": 1, "evaluations": 1, "streams": 1, "validation": 0,
+         "size": 8, "teachers": 1}  # 8 x 8: the smallest images that every network takes
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
     "What every table may be asked, with defaults; checked when it is made."
@@ -262,7 +271,12 @@ class Parameters:
     seeds: int | None = None
     epochs: int | None = None
     batch: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
     evaluations: int | None = None
+    validation: int | None = None
+    size: int | None = None
+    teachers: int | None = None
     precision: str = "auto"
     device: str = "auto"
     deterministic: bool = False
@@ -293,15 +307,26 @@ class Parameters:
         for kind, known in (("preset", ("auto", *self.PRESETS)),
                             ("precision", ("auto", "fp32", "bf16"))):
             if getattr(self, kind) not in known: raise unknown(kind, getattr(self, kind), known)
-        for name in ("seeds", "epochs", "batch", "evaluations", "streams"):
-            if getattr(self, name) is not None: counted(name, getattr(self, name))
+        for name, least in LEAST.items():
+            if getattr(self, name) is not None: counted(name, getattr(self, name), least)
         for name in ("deterministic", "compiled", "force"): flag(name, getattr(self, name))
         for name in ("tensorboard", "reports"): folder(name, getattr(self, name), Path())
         if self.weight is not None: positive("weight", self.weight)
-        if self.optimiser is not None:
-            optimised(Phase("classify", 1, 1, 1.0), one_word("optimiser", self.optimiser))
+        self.check_training()
         check_device(self.device)
         self.rows
+
+    def check_training(self):
+        "Raises `InputError` for a wrong optimiser or rate, or a rate that is given twice."
+        if self.optimiser is not None:
+            optimised(Phase("classify", 1, 1, 1.0), one_word("optimiser", self.optimiser))
+        own = parsed(self.optimiser)[0][1] if self.optimiser else {}
+        for name, check in {"lr": positive, "weight_decay": not_negative}.items():
+            if getattr(self, name) is None: continue
+            check(name, getattr(self, name))
+            if name in own: raise InputError(
+                f"{name}={brief(getattr(self, name))} is given beside optimiser={self.optimiser}, which "
+                "has its own: give one of them.")
 
     def check_values(self):
         "Raises `InputError` for a device that is not there or a value that a loss does not take."
@@ -322,7 +347,8 @@ def one_word(name: str, value) -> str:
     raise InputError(f"{name}={brief(value)} is several words; {name} takes one.")
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c42
-CHANGES = ("weight", "optimiser", "epochs", "batch", "evaluations")  # of a preset
+CHANGES = ("weight", "optimiser", "epochs", "batch", "lr", "weight_decay", "evaluations",
+           "validation", "teachers")  # of a preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,16 +393,25 @@ class Experiment(Parameters):
         "The seeds to be run."
         return range(self.recipe.seeds if self.seeds is None else self.seeds)
 
+    def taught_by(self, seed: int) -> int:
+        "The seed of the teacher of a student: its own, unless there are fewer teachers."
+        first = self.all_seeds[0]
+        return seed if self.teachers is None else first + (seed - first) % self.teachers
+
     @property
     def computes_in(self) -> str:
         "\"fp32\" or \"bf16\"."
         if self.precision != "auto": return self.precision
         return self.recipe.precision if self.torch_device.type == "cuda" else "fp32"
 
+    def prepared(self, images: Images) -> Images:
+        "Gives a data set without what is held out or left out, at the size that was asked for."
+        found = held_out(images, self.preset_name, self.recipe.cut, self.validation)
+        return averaged(found, self.size) if self.size else found
+
     def load(self) -> list[Images]:
         "Gives the data sets, as they are trained on."
-        images = held_out(self.loaded, self.preset_name, self.recipe.cut)
-        return [partly_hidden(images, self.recipe.hidden)]
+        return [partly_hidden(self.prepared(self.loaded), self.recipe.hidden)]
 
     @cached_property
     def sets(self) -> tuple[Images, ...]:
@@ -394,10 +429,12 @@ class Experiment(Parameters):
         return self.evaluations or self.recipe.evaluations
 
     def changed(self, phase: Phase) -> Phase:
-        "Gives a phase with the epochs, batch and optimiser that were asked for."
-        counts = {k: v for k, v in self.changes.items() if k in ("epochs", "batch")}
-        phase = replace(phase, **counts, evaluations=self.evaluated)
-        return optimised(phase, self.optimiser) if self.optimiser else phase
+        """Gives a phase with the epochs, batch and optimiser that were asked for, and with the rate
+        where it is one of cross-entropy or distillation."""
+        def given(*names): return {k: v for k, v in self.changes.items() if k in names}
+        phase = replace(phase, **given("epochs", "batch"), evaluations=self.evaluated)
+        if self.optimiser: phase = optimised(phase, self.optimiser)
+        return replace(phase, **given("lr", "weight_decay")) if phase.kind == "classify" else phase
 
     def run(self, net: str, phases, images: Images, seed: int, objective: str = "ce") -> Run:
         "Gives the run of a network trained alone."
@@ -592,6 +629,12 @@ def phase_text(phase: Phase) -> str:
             f"weight decay {phase.weight_decay:g}, learning rate {phase.lr:g}, {falls(phase)}")
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c50
+HELD = {
+    True: lambda n: (f"{n} training images, for validation only",
+                     "ours: so that nothing is chosen on test images"),
+    False: lambda n: ("no training image: all are trained on", "parameter")}
+
+
 def data_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
     "Gives the choices of a data set."
     place = "" if images.note else stated(p.table, "data", images.name)
@@ -601,8 +644,8 @@ def data_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
     return [
         ("data", f"{images.identity} (training/validation/test), {images.identity.fingerprint}",
          (place or "ours") + own),
-        ("held out", f"{len(images.val_y)} training images, for validation only",
-         "ours: so that nothing is chosen on test images"),
+        ("held out", *HELD[bool(len(images.val_y))](len(images.val_y))),
+        *[("size", f"{p.size} x {p.size} pixels, by area average", "parameter")] * bool(p.size),
         ("views", f"{crop}; the same view for teacher and student", "convention")]
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c51
@@ -610,19 +653,29 @@ def seed_choices(p: Experiment) -> list[tuple[str, str, str]]:
     "Gives the choice of seeds."
     n = len(p.all_seeds)
     seeds = f"{n} seed" + "s" * (n != 1)
-    return [("seeds", f"{seeds}; the student of seed k learns from the teacher of seed k; one seed, one "
+    teacher = "seed k" if p.teachers is None else f"seed k modulo {p.teachers}"
+    if p.teachers == 1: teacher = f"seed {p.all_seeds[0]}, as all do"
+    return [("seeds", f"{seeds}; the student of seed k learns from the teacher of {teacher}; one seed, one "
              "initialisation, order and view for every loss",
              f"{stated(p.table, 'seeds', seeds) or 'ours'}; pairing: ours")]
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c52
-def common_choices(p: Experiment) -> list[tuple[str, str, str]]:
+def reported(evaluated: int, validated: bool) -> tuple[str, str]:
+    "Tells which epochs are reported, and by whose choice."
+    of = f"of the epochs that are evaluated: evenly spaced, {evaluated} of a phase at most"
+    text = (f"last epoch; beside it the best, and that chosen by validation, {of}" if validated else
+            f"last epoch; beside it the best {of}; none is chosen by validation, for no image is "
+            "held out")
+    return text, ("ours: the best epoch flatters. RepDistiller's code reports the last epoch, "
+                  "mdistiller's and CKD's the best of all")
+
+# %% ../../nbs/experiments/20_experiment.ipynb #c54
+def common_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
     "Gives the choices that all experiments share."
     changed = [(name, str(value), "parameter") for name, value in p.changes.items()]
     return [
         *changed,
         ("last batch", "incomplete batches are left out",
          "ours: the batch size is part of a relational loss"),
-        ("reported", "last epoch; beside it the best, and that chosen by validation, of the epochs "
-         f"that are evaluated: evenly spaced, {p.evaluated} of a phase at most",
-         "ours: the best epoch flatters"),
+        ("reported", *reported(p.evaluated, len(images.val_y) > 0)),
         ("precision", f"{p.computes_in}; what the teacher says is rounded to fp16", "ours")]

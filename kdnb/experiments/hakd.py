@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ..data.images import Images, load_images, resized
 from ..engine.run import Entry, Phase, Run, distill
 from .experiment import (Experiment, Preset, Row, Table, common_choices,
-                                         data_choices, held_out, one_word, phase_text, printed,
+                                         data_choices, one_word, phase_text, printed,
                                          seed_choices, stated, terms_of)
 from .weights import method_of
 from ..parameters import words
@@ -41,7 +41,7 @@ PRESETS = {
     "quick": Recipe(
         **SMALL, phase=Phase("classify", 10, 32, 0.05, 0.2, "linear"), seeds=1, precision="fp32",
         source="ours: minutes on two cores", evaluations=3,
-        cut={"train": 1000, "validation": 500, "test": 1000}),
+        cut={"train": 1000, "validation": 500}),
     "fast": Recipe(
         **SMALL, phase=Phase("classify", 30, 128, 0.1, 0.1, "cosine"), seeds=3,
         source="ours: short"),
@@ -189,7 +189,7 @@ class HAKD(Experiment):
 
     def load(self) -> list[Images]:
         recipe = self.recipe
-        return [shown(held_out(images, self.preset_name, recipe.cut), kind, self.part, recipe.side)
+        return [shown(self.prepared(images), kind, self.part, recipe.side)
                 for images in loaded(self.data)
                 for kind in corruptions_of(images.name, self.corruption)]
 
@@ -223,7 +223,8 @@ class HAKD(Experiment):
 
     def of_pair(self, pair: tuple[str, str], images: Images, seed: int) -> list[Entry]:
         "Gives the entries of one teacher and seed."
-        teacher, student = (self.alone(net, images, seed) for net in pair)
+        teacher, student = (self.alone(net, images, own) for net, own in zip(
+            pair, (self.taught_by(seed), seed)))
         found = [Entry(teacher, "teacher", "teacher", *pair),
                  Entry(student, "student", "student", *pair)]
         for row in self.rows:
@@ -236,7 +237,7 @@ class HAKD(Experiment):
 
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
         return [*network_choices(self), *data_choices(self, images), *corruption_choices(self),
-                *LOSS_CHOICES, *common_choices(self)]
+                *LOSS_CHOICES, *common_choices(self, images)]
 
 # %% ../../nbs/experiments/60_hakd.ipynb #c28
 PAPERS = ("paper, 3.1: CLIP's transformer; paper, 4.2.2: the convolutional networks; the weights that "

@@ -49,7 +49,7 @@ WEIGHT_SOURCE = ("ours: best validation accuracy at the quick size, few seeds; c
 QUICK = Recipe(
     teacher="resnet14", student="resnet8", assistant="resnet14", seeds=2,
     source="ours: minutes on two cores", precision="fp32", weights=WEIGHTS,
-    cut={"train": 2000, "validation": 500, "test": 10_000}, evaluations=1,
+    cut={"train": 2000, "validation": 500}, evaluations=1,
     classify=Phase("classify", 7, 64, 0.1, 0.2, "linear"),
     contrast=Phase("contrast", 7, 64, 0.1, 0.2, "linear"),
     linear=Phase("linear", 2, 64, 0.5, 0.0, "linear", weight_decay=0.0))
@@ -136,7 +136,8 @@ class Lee2025(Experiment):
     def assistant(self, teacher: Run, student: Run) -> Run:
         "Gives the run of the network between teacher and student."
         terms = (weighted("kd", self.recipe.weight("kd"), self.options_of("kd")),)
-        return replace(student, net=self.recipe.assistant, terms=terms, teacher=teacher)
+        return replace(student, net=self.recipe.assistant, terms=terms, teacher=teacher,
+                       seed=teacher.seed)
 
     def terms(self, row: Row) -> tuple:
         "Gives the terms of a row."
@@ -153,8 +154,8 @@ class Lee2025(Experiment):
     def column(self, objective: str, images: Images, seed: int) -> list[Entry]:
         "Gives the entries of one teacher and seed."
         pair = self.pairs_on(images)[0]
-        teacher, student, twin = (self.alone(net, own, images, seed) for net, own in (
-            (pair[0], objective), (pair[1], "ce"), (pair[1], objective)))
+        teacher = self.alone(pair[0], objective, images, self.taught_by(seed))
+        student, twin = (self.alone(pair[1], own, images, seed) for own in ("ce", objective))
         found = [Entry(teacher, "teacher", "teacher", *pair)]
         found += [Entry(run, "student", "student", *pair) for run in (student, twin)]
         for row in self.rows:
@@ -168,7 +169,7 @@ class Lee2025(Experiment):
 
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
         return [*network_choices(self), *data_choices(self, images), *training_choices(self, images),
-                *loss_choices(self.recipe), *common_choices(self)]
+                *loss_choices(self.recipe), *common_choices(self, images)]
 
 # %% ../../nbs/experiments/40_lee2025.ipynb #c17
 def network_choices(p: Lee2025) -> list[tuple[str, str, str]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdnb.data.files import data_sets
-from kdnb.data.images import canonical, fingerprint, load_images, resized, statistics
+from kdnb.data.images import averaged, canonical, decoded, fingerprint, load_images, resized, statistics
 from kdnb.registry import InputError
 
 DIGITS = load_images("digits")
@@ -76,6 +76,61 @@ def test_resizing_to_the_same_side_changes_nothing_and_padding_goes_along():
     wide = replace(DIGITS, **{part: torch.zeros(3, 1, 8, 12, dtype=torch.uint8) for part in ("train_x", "val_x", "test_x")})
     assert resized(wide, 8).shape == (1, 8, 8)
     with pytest.raises(InputError, match="side"): resized(DIGITS, 0)
+
+
+def drawn(n, channels, height, width, seed=0):
+    "A data set of noise."
+    x = torch.tensor(np.random.default_rng(seed).integers(0, 256, (3 * n, channels, height, width), dtype=np.uint8))
+    return replace(DIGITS, name="noise", train_x=x[:n], val_x=x[n:2 * n], test_x=x[2 * n:], pad=4)
+
+
+@pytest.mark.parametrize("height,width,side", [(32, 32, 16), (32, 32, 8), (12, 24, 4), (28, 28, 14), (6, 6, 1)])
+def test_a_pixel_of_a_smaller_image_is_the_mean_of_those_it_stands_for(height, width, side):
+    images = drawn(5, 3, height, width)
+    found = averaged(images, side)
+    for part in ("train_x", "val_x", "test_x"):
+        x, small = getattr(images, part).double(), getattr(found, part)
+        down, across = height // side, width // side
+        for i in range(side):
+            for j in range(side):
+                mean = x[:, :, i * down:(i + 1) * down, j * across:(j + 1) * across].mean((2, 3))
+                assert ((small[:, :, i, j] - mean).abs() <= 0.5).all()
+        assert small.dtype == torch.uint8
+    assert found.pad == round(4 * side / height) and found.name == f"noise at {side} x {side}" and found.train_y is images.train_y
+
+
+def test_a_half_is_rounded_up_and_white_stays_white():
+    images = replace(drawn(1, 1, 2, 2), train_x=torch.tensor([[[[0, 1], [0, 1]]]], dtype=torch.uint8), test_x=torch.full((1, 1, 2, 2), 255, dtype=torch.uint8))
+    found = averaged(images, 1)
+    assert found.train_x.item() == 1 and found.test_x.item() == 255
+
+
+def test_the_size_is_in_name_fingerprint_note_and_statistics():
+    images = drawn(20, 3, 8, 8)
+    found, other = averaged(images, 4), averaged(images, 2)
+    assert len({i.fingerprint for i in (images, found, other, resized(images, 4))}) == 4
+    assert "averaged from 8 x 8 to 4 x 4 pixels" in found.note and averaged(found, 2).name == "noise at 4 x 4 at 2 x 2"
+    assert max(found.std) < 0.6 * min(statistics(images.train_x.numpy())[1]), "the mean of four is less noisy"
+    assert averaged(images, 8) is images
+    whole = replace(images, train_x=torch.cat([images.train_x, images.val_x]), val_x=images.val_x[:0], val_y=images.val_y[:0])
+    assert averaged(whole, 4).fingerprint == found.fingerprint, "what is held out does not change the data set"
+
+
+@pytest.mark.parametrize("side", [3, 16, 5])
+def test_a_size_that_divides_nothing_is_one_sentence(side):
+    with pytest.raises(InputError, match=f"size={side} does not divide the 8 x 8 pixels of digits"): averaged(DIGITS, side)
+
+
+def test_a_copy_that_is_divided_otherwise_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("KDNB_CACHE", str(tmp_path/"cache"))
+    (tmp_path/"file").write_text("images")
+    x, y = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8), np.arange(6)
+    source, files = replace(data_sets.build("cifar100"), counts=None, unofficial=()), {part: [tmp_path/"file"] for part in ("train", "test")}
+    found = decoded(source, lambda paths, source: (x, y), files)
+    told = replace(source, unofficial=("0" * 12, found.fingerprint[:12]))
+    assert found.note == "" and "not the official division" in decoded(told, lambda *_: (x, y), files).note
+    assert "instead of" in decoded(replace(told, counts=(7, 6)), lambda *_: (x, y), files).note, "what is missing is told first"
+    assert data_sets.build("cifar100").unofficial and not data_sets.build("cifar10").unofficial
 
 
 def test_images_and_what_describes_them_cannot_be_changed():

@@ -63,9 +63,9 @@ def test_every_metric_is_reported_of_the_epochs_that_top1_chose():
                                "scores": {"top1": {"last": 45.0, "best": 60.0, "selected": 40.0}, "other": {"last": 5.0, "best": 1.0, "selected": 2.0}}}
 
 
-def test_an_epoch_without_validation_is_selected_only_where_none_has_any():
+def test_an_epoch_without_validation_is_never_selected():
     assert chosen([rated(1, None, 90.0), rated(2, 0.0, 10.0)])["selected"]["epoch"] == 2
-    assert chosen([rated(1, None, 90.0), rated(2, None, 95.0)])["selected"]["epoch"] == 1
+    assert {how: r["epoch"] for how, r in chosen([rated(1, None, 90.0), rated(2, None, 95.0), rated(3, None, 80.0)]).items()} == {"last": 3, "best": 2}
 
 
 def test_without_a_rated_epoch_nothing_is_reported():

@@ -83,4 +83,5 @@ def cifar100() -> Source:
         (50000, 10000), (3, 32, 32), pad=4, flip=True, folder="cifar-100-python",
         train=("train",), test=("test",), read=read_batches, key="fine_labels",
         torchvision="CIFAR100", labels=("fine_label", "label"),
-        shards=("cifar100/**/*.parquet", "cifar-100/**/*.parquet"))
+        shards=("cifar100/**/*.parquet", "cifar-100/**/*.parquet"),
+        unofficial=("de3e8f1c118b",))
