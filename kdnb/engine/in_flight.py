@@ -180,10 +180,11 @@ def decided(seconds: dict) -> str:
 def command(way: str) -> str:
     "Tells how a table is made to work in a way."
     count, _, kind = way.partition(" ")
-    return {"streams": f"`-p streams {count}`", "graphs": "`-p graphs True`", "compiled": "`-p compiled True`",
+    return {"streams": f"`-p speed streams@count={count}`", "graphs": "`-p speed graphs`",
+            "compiled": "`-p speed compiled`",
             "processes": f"the same command, {count} times at once",
             "batched": "nothing to type: the engine does not stack students yet",
-            }.get(kind or way, "`-p streams 1`, as it is")
+            }.get(kind or way, "`-p speed plain`, as it is")
 
 # %% ../../nbs/engine/72_in_flight.ipynb #c35
 def several(count: int) -> list[int]:

@@ -71,7 +71,8 @@ def places(values) -> set[int]:
 
 # %% ../../nbs/engine/42_replay.ipynb #c15
 class Tape(TorchDispatchMode):
-    "Stands in for `CudaGraph` on any device; recording does the work, too, so that the first replay has nothing to do."
+    """Stands in for `CudaGraph` on any device; recording does the work, too, so that the first
+    replay has nothing to do."""
     def record(self, work: Callable):
         "Records a call."
         self.calls, self.done = [], True

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -295,7 +296,7 @@ class Epoch:
     def rate(self, at: int) -> float:
         "Gives the learning rate of a step."
         rate = self.phase.rate((self.before + at) / (self.steps * self.phase.epochs))
-        return float(torch.tensor(rate, dtype=torch.float32)) if self.rounded else rate
+        return float(np.float32(rate)) if self.rounded else rate
 
     def take(self, batch: Batch, rate: float | Tensor, at: int | Tensor, streams=()):
         "Takes all learners through a step."

@@ -69,8 +69,8 @@ def test_a_way_that_fails_is_left_out_and_told():
 
 
 def test_what_to_type_names_the_number():
-    assert command("8 streams") == "`-p streams 8`" and "4 times" in command("4 processes") and command("graphs") == "`-p graphs True`"
-    assert "streams 1" in command("in turn") and "engine" in command("batched")
+    assert command("8 streams") == "`-p speed streams@count=8`" and "4 times" in command("4 processes") and command("graphs") == "`-p speed graphs`"
+    assert "speed plain" in command("in turn") and "engine" in command("batched")
     assert [several(n) for n in (1, 2, 3, 8)] == [[], [2], [2], [2, 4, 8]]
 
 
