@@ -1,8 +1,10 @@
-"The script for a GPU that is there for minutes: what is finished is kept and not done again, what is not is told, and a table that is stopped goes on."
+"The script for a GPU that is there for minutes: what is finished is kept and not done again, and what is not is told."
 import json
+import runpy
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[1]/"tools/gpu.py"
@@ -25,11 +27,20 @@ def test_checks_are_made_once_and_kept(tmp_path):
     assert code == 0 and "162" not in said and again == diary
 
 
-def test_a_table_that_is_stopped_is_told_and_goes_on(tmp_path):
-    only = "--only", "runs cifar10_supcon teacher=ce"
-    code, said, diary = called(tmp_path, *only, "--minutes", "0.12")
-    assert code == 1 and "1 left: runs cifar10_supcon" in said and not any(row["ok"] for row in diary.values())
-    code, said, diary = called(tmp_path, *only)
+def test_a_job_is_stopped_when_its_time_is_over(tmp_path):
+    script = runpy.run_path(str(SCRIPT))
+    diary = script["Diary"](tmp_path, None)
+    script["attempt"]("endless", lambda: time.sleep(600), diary, time.monotonic() + 0.2)
+    assert json.loads((tmp_path/"done.json").read_text())["endless"]["gave"] == "out of time" and not diary.done("endless")
+
+
+def test_a_job_without_time_is_left_and_told(tmp_path):
+    code, said, diary = called(tmp_path, "--only", "checks views", "--minutes", "0.01")
+    assert code == 1 and "no time left for checks views" in said and "1 left: checks views" in said and not diary
+
+
+def test_a_table_is_trained_without_jupyter_and_its_results_are_packed(tmp_path):
+    code, said, diary = called(tmp_path, "--only", "runs cifar10_supcon teacher=ce")
     assert code == 0 and [row["gave"] for row in diary.values()] == ["finished"]
     with tarfile.open(tmp_path/"out/results.tar.gz") as archive: names = archive.getnames()
     assert len([name for name in names if name.startswith("runs/") and name.endswith(".json")]) == 4 and "cifar10_supcon/table.md" in names
