@@ -11,6 +11,7 @@ __all__ = ['PROBE', 'SCORES', 'HERE', 'PRESETS', 'AS_PUBLISHED', 'Runs', 'PROTOC
 # %% ../../nbs/analysis/82_evidence.ipynb #c2
 import itertools
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,7 @@ def own_objective(cell: Cell) -> str:
     return own[0] if own else cell.teacher_objective
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c20
+@cache
 def address_of(cell: Cell, preset: str, protocol: str) -> Address:
     "Gives the address of a paper's cell in runs of a preset and a protocol."
     metric, place = measured_as(cell)

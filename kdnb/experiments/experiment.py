@@ -18,7 +18,7 @@ from ..data.images import INCOMPARABLE, Images, averaged, load_images
 from ..engine.progress import Board, Shown, tell
 from ..engine.provenance import code_now
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
-from ..parameters import (check_device, counted, flag, folder, given, torch_device,
+from ..parameters import (check_device, counted, flag, folder, given, torch_device, ways,
                              words)
 from ..registry import (InputError, brief, losses, models, not_negative, parsed, positive,
                            unknown, whole)
@@ -255,8 +255,8 @@ def stated(table: Table, parameter: str, value: str) -> str:
     return next((f"paper, {row['place']}" for row in rows if value and row["value"] == value), "")
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c39
-LEAST = {"seeds": 1, "epochs": 1, "batch": 1, "evaluations": 1, "streams": 1, "validation": 0,
-         "size": 8, "teachers": 1}  # 8 x 8: the smallest images that every network takes
+LEAST = {"seeds": 1, "epochs": 1, "batch": 1, "evaluations": 1, "validation": 0, "size": 8,
+         "teachers": 1}  # 8 x 8: the smallest images that every network takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,8 +280,7 @@ class Parameters:
     precision: str = "auto"
     device: str = "auto"
     deterministic: bool = False
-    compiled: bool = False
-    streams: int = 1
+    speed: str = "plain"
     tensorboard: str | None = None
     reports: str | None = None
     force: bool = False
@@ -309,7 +308,8 @@ class Parameters:
             if getattr(self, kind) not in known: raise unknown(kind, getattr(self, kind), known)
         for name, least in LEAST.items():
             if getattr(self, name) is not None: counted(name, getattr(self, name), least)
-        for name in ("deterministic", "compiled", "force"): flag(name, getattr(self, name))
+        for name in ("deterministic", "force"): flag(name, getattr(self, name))
+        ways("speed", self.speed)
         for name in ("tensorboard", "reports"): folder(name, getattr(self, name), Path())
         if self.weight is not None: positive("weight", self.weight)
         self.check_training()
@@ -513,7 +513,7 @@ class Experiment(Parameters):
         from kdnb.engine.execute import How, Speed
         curves = folder("tensorboard", self.tensorboard, Path()) if self.tensorboard else None
         return How(self.force, weights, live, self.deterministic,
-                   Speed(self.compiled, self.streams), Board(curves))
+                   Speed(**ways("speed", self.speed)), Board(curves))
 
     def train(self, weights: bool = False, live: bool = True) -> dict[str, dict]:
         "Trains what is missing; gives all results of the plans, by key."
