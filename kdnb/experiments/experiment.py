@@ -18,12 +18,12 @@ from ..data.images import INCOMPARABLE, Images, averaged, load_images
 from ..engine.progress import Board, Shown, tell
 from ..engine.provenance import code_now
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
-from ..parameters import (check_device, counted, flag, folder, given, torch_device, ways,
-                             words)
+from ..errors import some
+from .tuned import BESIDE, Setting, Tuned, tuned_for
+from ..parameters import check_device, counted, flag, folder, given, torch_device, ways, words
 from ..registry import (InputError, brief, losses, models, not_negative, parsed, positive,
                            unknown, whole)
-from ..store import ROOT, NotWritten, Store, locked
-from ..store import shown as told
+from ..store import ROOT, NotWritten, Store, locked, shown as told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'FEW', 'HIDDEN', 'OF_TORCHVISION', 'LEAST', 'CHANGES', 'HELD', 'Table', 'Row',
            'named', 'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal',
            'refusal_of', 'paper_numbers', 'of_row', 'printed', 'statements', 'stated', 'Parameters', 'one_word',
-           'Experiment', 'terms_of', 'falls', 'phase_text', 'data_choices', 'seed_choices', 'reported',
-           'common_choices']
+           'pair_names', 'none_tuned', 'Experiment', 'terms_of', 'tuned_of', 'tuned_terms', 'falls', 'phase_text',
+           'data_choices', 'seed_choices', 'reported', 'tuned_choices', 'common_choices']
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c4
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Row:
     def batch(self) -> int | None:
         "The batch that the row asks for."
         return next((own["batch"] for *_, own in self.losses if "batch" in own), None)
+
+    def is_given(self, weight: float | None) -> bool:
+        "Tells whether it has its weights from the user: in its text, or its first by a parameter."
+        given = ["weight" in own for *_, own in self.losses]
+        return all(given[1:]) and (given[0] or weight is not None)
 
     def build(self) -> list:
         "Makes the losses."
@@ -346,7 +351,25 @@ def one_word(name: str, value) -> str:
     if len(found) == 1: return found[0]
     raise InputError(f"{name}={brief(value)} is several words; {name} takes one.")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c42
+# %% ../../nbs/experiments/20_experiment.ipynb #c41
+def pair_names(value, table_pairs: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    "Gives the pairs of a word or several joined by commas; a network may teach itself."
+    names = table_pairs if value in ("auto", "all") else words("pair", value)
+    for name in names:
+        nets = name.split("-")
+        if len(nets) != 2 or not set(nets) <= set(models.names()):
+            raise unknown("pair", name, ["auto", "all", *table_pairs])
+    return tuple(tuple(name.split("-")) for name in names)
+
+# %% ../../nbs/experiments/20_experiment.ipynb #c44
+def none_tuned(origins) -> str:
+    "Tells what weights were tuned for where none was for the setting at hand; \"\" for no origin."
+    others = " and ".join(filter(None, origins))
+    text = f"The weights of the losses were tuned for {others} and not for this setting"
+    if not others: return "The weights of the losses were not tuned." if "" in origins else ""
+    return f"{text}, or not at all." if "" in origins else f"{text}."
+
+# %% ../../nbs/experiments/20_experiment.ipynb #c46
 CHANGES = ("weight", "optimiser", "epochs", "batch", "lr", "weight_decay", "evaluations",
            "validation", "teachers")  # of a preset
 
@@ -356,6 +379,8 @@ class Experiment(Parameters):
     "A table as it was asked for. A paper's experiment says which entries and which choices."
     REFERENCES: ClassVar[dict[str, str]] = {"student alone": "student", "kd": BASELINE}
     OBJECTIVES: ClassVar[dict[str, str]] = {"ce": "cross-entropy", "supcon": "SupCon"}
+    RECIPE: ClassVar[str] = ""     # what files of tuned weights call the experiment
+    FIRST: ClassVar[int] = 0       # seed
 
     @abstractmethod
     def entries(self, images: Images) -> list[Entry]:
@@ -364,6 +389,11 @@ class Experiment(Parameters):
     @abstractmethod
     def choices(self, images: Images) -> list[tuple[str, str, str]]:
         "Gives the choices that decide the numbers: what, its value, and its source."
+
+    @abstractmethod
+    def origins(self, row: Row, pair: tuple[str, str], images: Images) -> dict[str, str]:
+        """Gives the setting that a row's weights belong to where it is not this one, by the row's
+        name in a sentence; "" where they belong to none."""
 
     @cached_property
     def preset_name(self) -> str:
@@ -391,7 +421,8 @@ class Experiment(Parameters):
     @property
     def all_seeds(self) -> range:
         "The seeds to be run."
-        return range(self.recipe.seeds if self.seeds is None else self.seeds)
+        n = self.recipe.seeds if self.seeds is None else self.seeds
+        return range(self.FIRST, self.FIRST + n)
 
     def taught_by(self, seed: int) -> int:
         "The seed of the teacher of a student: its own, unless there are fewer teachers."
@@ -453,7 +484,46 @@ class Experiment(Parameters):
                    for entry in self.entries(images)}
         self.check_rows(entries.values(), images)
         return Plan(self.table.name, tuple(entries.values()), self.preset_name, images.identity,
-                    self.changes, images.note, tuple(self.choices(images)))
+                    self.changes, self.note(images), tuple(self.choices(images)))
+
+    def setting(self, pair: tuple[str, str], images: Images) -> Setting:
+        "Gives what the weights of losses have to be tuned for."
+        changed = sorted((k, v) for k, v in self.changes.items() if k not in BESIDE)
+        return Setting(self.RECIPE, self.preset_name, ", ".join(f"{k} {v}" for k, v in changed),
+                       images.name, *pair)
+
+    @cached_property
+    def files(self) -> dict[Setting, dict]:
+        "What has been read of files of tuned weights."
+        return {}
+
+    def tuned(self, pair: tuple[str, str], images: Images) -> dict[tuple[str, str], Tuned]:
+        "Gives what was tuned for a pair on a data set, by row and teacher's objective."
+        asked = self.setting(pair, images)
+        if asked not in self.files:
+            self.files[asked] = tuned_for(asked, [self.store.folder, ROOT/"reports"])
+        return self.files[asked]
+
+    def untuned(self, images: Images) -> str:
+        "Tells of weights that were not tuned for this table's setting; \"\" for none."
+        pairs, found = self.pairs_on(images), {}
+        rows = [self.origins(row, pair, images) for pair in pairs for row in self.rows
+                if not self.refused(row, pair, images)]
+        for name, origin in (item for origins in rows for item in origins.items()):
+            found.setdefault(origin, {})[name] = None
+        if all(rows) and not any(self.tuned(pair, images) for pair in pairs): return none_tuned(found)
+        return " ".join(f"The weights of {some(names, 160)} were " + (
+            f"tuned for {origin} and not for this setting." if origin else "not tuned.")
+            for origin, names in found.items())
+
+    def note(self, images: Images) -> str:
+        "Tells what a reader must know about the data, and about weights."
+        return " ".join(filter(None, [images.note, self.untuned(images)]))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        "The same of all data sets."
+        return tuple(map(self.note, self.sets))
 
     def check_batch(self, images: Images):
         "Raises `InputError` where a batch was asked for that is larger than the data set."
@@ -584,7 +654,7 @@ class Experiment(Parameters):
     def banner(self) -> Shown:
         "What a reader must know: about the data, and about rows that cannot be run."
         from kdnb.report.text import escape
-        notes = [*dict.fromkeys(images.note for images in self.sets if images.note)]
+        notes = [*dict.fromkeys(note for note in self.notes if note)]
         said = [*dict.fromkeys(text for images in self.sets for text in self.refusals(images))]
         texts = [f"**{escape(note)}**" for note in notes] + [escape(text) for text in said]
         return Shown("\n>\n".join(f"> {text}" for text in texts), "\n\n".join(notes + said))
@@ -595,7 +665,7 @@ class Experiment(Parameters):
         from kdnb.report.text import settings_text
         return Shown(settings_text(self.records))
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c44
+# %% ../../nbs/experiments/20_experiment.ipynb #c48
 def terms_of(
     row: Row,
     weight_of,             # the experiment's weight of a loss, by name and number of losses
@@ -611,7 +681,24 @@ def terms_of(
             loss, own.get("weight", usual), options_of(loss) | options, warmup_of(loss)))
     return tuple(found)
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c47
+# %% ../../nbs/experiments/20_experiment.ipynb #c50
+def tuned_of(row: Row, tuned: dict[tuple[str, str], Tuned], objective: str) -> Tuned | None:
+    """Gives what was tuned for a row and its teacher's objective: for the row as it is written, or for
+    its loss where it has but one; None for nothing."""
+    loss = row.losses[0][0] if len(row.losses) == 1 else row.spec
+    return tuned.get((row.spec, objective)) or tuned.get((loss, objective))
+
+
+def tuned_terms(
+    row: Row, own: Tuned | None, weight_of, asked: float | None,
+    options_of=lambda loss: {}, warmup_of=lambda loss: 0,
+) -> tuple[Weighted, ...]:
+    "Gives the terms of a row as `terms_of` does, the first with what was tuned, if anything was."
+    if own is None: return terms_of(row, weight_of, asked, options_of, warmup_of)
+    def options(loss): return options_of(loss) | (own.given if loss == row.losses[0][0] else {})
+    return terms_of(row, weight_of, own.weight if asked is None else asked, options, warmup_of)
+
+# %% ../../nbs/experiments/20_experiment.ipynb #c53
 def falls(phase: Phase) -> str:
     "Tells how a phase's learning rate falls."
     if phase.shape == "step":
@@ -620,7 +707,7 @@ def falls(phase: Phase) -> str:
     rise = f" after a linear rise over {phase.warmup:.0%} of the steps" if phase.warmup else ""
     return f"{phase.shape} to 0{rise}"
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c48
+# %% ../../nbs/experiments/20_experiment.ipynb #c54
 def phase_text(phase: Phase) -> str:
     "Gives a phase's hyper-parameters in words."
     what = "the classifier alone, " if phase.kind == "linear" else ""
@@ -628,7 +715,7 @@ def phase_text(phase: Phase) -> str:
     return (f"{what}{epochs}, batch {phase.batch}, {phase.optimiser}, "
             f"weight decay {phase.weight_decay:g}, learning rate {phase.lr:g}, {falls(phase)}")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c50
+# %% ../../nbs/experiments/20_experiment.ipynb #c56
 HELD = {
     True: lambda n: (f"{n} training images, for validation only",
                      "ours: so that nothing is chosen on test images"),
@@ -648,18 +735,19 @@ def data_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
         *[("size", f"{p.size} x {p.size} pixels, by area average", "parameter")] * bool(p.size),
         ("views", f"{crop}; the same view for teacher and student", "convention")]
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c51
+# %% ../../nbs/experiments/20_experiment.ipynb #c57
 def seed_choices(p: Experiment) -> list[tuple[str, str, str]]:
     "Gives the choice of seeds."
     n = len(p.all_seeds)
     seeds = f"{n} seed" + "s" * (n != 1)
     teacher = "seed k" if p.teachers is None else f"seed k modulo {p.teachers}"
     if p.teachers == 1: teacher = f"seed {p.all_seeds[0]}, as all do"
-    return [("seeds", f"{seeds}; the student of seed k learns from the teacher of {teacher}; one seed, one "
-             "initialisation, order and view for every loss",
+    start = f" from {p.FIRST} on" if p.FIRST else ""
+    return [("seeds", f"{seeds}{start}; the student of seed k learns from the teacher of {teacher}; one "
+             "seed, one initialisation, order and view for every loss",
              f"{stated(p.table, 'seeds', seeds) or 'ours'}; pairing: ours")]
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c52
+# %% ../../nbs/experiments/20_experiment.ipynb #c58
 def reported(evaluated: int, validated: bool) -> tuple[str, str]:
     "Tells which epochs are reported, and by whose choice."
     of = f"of the epochs that are evaluated: evenly spaced, {evaluated} of a phase at most"
@@ -669,12 +757,23 @@ def reported(evaluated: int, validated: bool) -> tuple[str, str]:
     return text, ("ours: the best epoch flatters. RepDistiller's code reports the last epoch, "
                   "mdistiller's and CKD's the best of all")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c54
+# %% ../../nbs/experiments/20_experiment.ipynb #c60
+def tuned_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
+    "Gives the weights that were tuned for the setting, of each pair that has any."
+    found = []
+    for pair in p.pairs_on(images):
+        texts = [f"{row.wording} (from {p.OBJECTIVES.get(objective, objective)})"
+                 for (_, objective), row in p.tuned(pair, images).items()]
+        source = f"ours: best on validation images, {p.setting(pair, images).name}.csv"
+        if texts: found.append((f"weights, {' → '.join(pair)}", "; ".join(texts), source))
+    return found
+
+# %% ../../nbs/experiments/20_experiment.ipynb #c61
 def common_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
     "Gives the choices that all experiments share."
     changed = [(name, str(value), "parameter") for name, value in p.changes.items()]
     return [
-        *changed,
+        *changed, *tuned_choices(p, images),
         ("last batch", "incomplete batches are left out",
          "ours: the batch size is part of a relational loss"),
         ("reported", *reported(p.evaluated, len(images.val_y) > 0)),

@@ -14,7 +14,7 @@ from ..engine.run import Entry, Phase, Run, distill
 from .experiment import (Experiment, Preset, Row, Table, common_choices,
                                          data_choices, one_word, phase_text, printed,
                                          seed_choices, stated, terms_of)
-from .weights import method_of
+from .weights import method_of, origin_of
 from ..parameters import words
 from ..registry import InputError, models, one_of, parsed, unknown
 
@@ -144,6 +144,7 @@ class HAKD(Experiment):
     part: str = "both"
 
     PRESETS: ClassVar[dict] = PRESETS
+    RECIPE: ClassVar[str] = "hakd"
 
     def check_words(self):
         super().check_words()
@@ -211,6 +212,10 @@ class HAKD(Experiment):
         for (loss, *_), term in zip(row.losses, row.build()):
             if term.source != "teacher": return f"{loss} does not learn from one trained teacher."
         return super().refused(row, pair, images)
+
+    def origins(self, row: Row, pair: tuple[str, str], images: Images) -> dict[str, str]:
+        if row.is_given(self.weight): return {}
+        return {row.spec: "" if row.losses[0][0] in WEIGHTS else origin_of(row.losses[0][0])}
 
     def terms(self, row: Row) -> tuple:
         "Gives the terms of a row."

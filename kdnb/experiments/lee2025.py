@@ -14,8 +14,10 @@ from typing import ClassVar
 from ..data.images import Images, data_names
 from ..engine.run import Entry, Phase, Run, distill, weighted
 from .experiment import (Experiment, Preset, Row, common_choices, data_choices,
-                                         phase_text, seed_choices, stated, terms_of)
-from .weights import method_of
+                                         one_word, pair_names, phase_text, seed_choices, stated,
+                                         tuned_of, tuned_terms)
+from .tuned import Setting
+from .weights import method_of, origin_of
 from ..registry import InputError, losses, unknown
 
 # %% ../../nbs/experiments/40_lee2025.ipynb #c4
@@ -29,6 +31,7 @@ class Recipe(Preset):
     contrast: Phase
     linear: Phase
     weights: dict        # of losses; others have the benchmark's
+    tuned: Setting       # what these were tuned for
     options: dict = field(default_factory=dict)  # of losses, where they differ from their own
     contrasted: str = ""  # where the numbers of a SupCon network come from; "": as the others
 
@@ -48,6 +51,7 @@ WEIGHT_SOURCE = ("ours: best validation accuracy at the quick size, few seeds; c
 
 QUICK = Recipe(
     teacher="resnet14", student="resnet8", assistant="resnet14", seeds=2,
+    tuned=Setting("lee2025", "quick", "", "part of cifar10", "resnet14", "resnet8"),
     source="ours: minutes on two cores", precision="fp32", weights=WEIGHTS,
     cut={"train": 2000, "validation": 500}, evaluations=1,
     classify=Phase("classify", 7, 64, 0.1, 0.2, "linear"),
@@ -57,6 +61,7 @@ QUICK = Recipe(
 # %% ../../nbs/experiments/40_lee2025.ipynb #c8
 DIGITS = replace(
     QUICK, teacher="resnet8", student="resnet8_w4", assistant="resnet8", seeds=3, hidden=0.25,
+    tuned=Setting("lee2025", "quick", "", "hidden digits", "resnet8", "resnet8_w4"),
     evaluations=3,
     source="ours: a minute on two cores",
     weights={"kd": 1.0, "mse": 0.1, "norm": 1.0, "cosine": 2.0, "gram": 3.0, "supcon": 0.1},
@@ -96,6 +101,7 @@ def given_options(rows: tuple[Row, ...], given: dict) -> dict:
 @dataclass(frozen=True, kw_only=True)
 class Lee2025(Experiment):
     "A table of lee2025 as it was asked for."
+    pair: str = "auto"
     teacher: str = "both"
     tau: float | None = None
     T: float | None = None
@@ -103,17 +109,27 @@ class Lee2025(Experiment):
     normalize: str = "default"
 
     PRESETS: ClassVar[dict] = {"quick": QUICK, "fast": FAST, "paper": PAPER}
+    RECIPE: ClassVar[str] = "lee2025"
 
     def check_words(self):
         super().check_words()
         if self.teacher not in [*TEACHERS]: raise unknown("teacher", self.teacher, TEACHERS)
         if self.data not in data_names(): raise unknown("data set", self.data, data_names())
+        if self.pair != "auto" and not pair_names(one_word("pair", self.pair), ()):
+            raise unknown("pair", self.pair, ["auto"])
         self.options
 
     def check_values(self):
         super().check_values()
         for row in self.rows:
             for loss, *_ in row.losses: weighted(loss, 1.0, self.options)
+
+    @property
+    def recipe(self) -> Recipe:
+        found = super().recipe
+        if self.pair == "auto": return found
+        teacher, student = self.pair.split("-")
+        return replace(found, teacher=teacher, student=student, assistant="")
 
     def options_of(self, loss: str) -> dict:
         "Gives a loss's options: the recipe's, and those that were given."
@@ -139,10 +155,24 @@ class Lee2025(Experiment):
         return replace(student, net=self.recipe.assistant, terms=terms, teacher=teacher,
                        seed=teacher.seed)
 
-    def terms(self, row: Row) -> tuple:
-        "Gives the terms of a row."
-        return terms_of(row, lambda loss, n: self.recipe.weight(loss), self.weight,
-                        self.options_of)
+    def terms(self, row: Row, objective: str, images: Images) -> tuple:
+        "Gives the terms of a row that is taught by a teacher of an objective."
+        own = tuned_of(row, self.tuned(self.pairs_on(images)[0], images), objective)
+        return tuned_terms(row, own, lambda loss, n: self.recipe.weight(loss), self.weight,
+                           self.options_of)
+
+    def origins(self, row: Row, pair: tuple[str, str], images: Images) -> dict[str, str]:
+        known, loss = self.tuned(pair, images), row.losses[0][0]
+        if row.is_given(self.weight) or all(
+                tuned_of(row, known, objective) for objective in TEACHERS[self.teacher]): return {}
+        if loss not in self.recipe.weights: return {row.spec: origin_of(loss)}
+        same = self.setting(pair, images) == self.recipe.tuned
+        return {} if same else {row.spec: self.recipe.tuned.text}
+
+    def refused(self, row: Row, pair: tuple[str, str], images: Images) -> str:
+        if not self.recipe.assistant and any(term.source == "assistant" for term in row.build()):
+            return f"{row.spec} needs a network between {' and '.join(pair)}, and none is known."
+        return super().refused(row, pair, images)
 
     def pairs_on(self, images: Images) -> list[tuple[str, str]]:
         return [(self.recipe.teacher, self.recipe.student)]
@@ -161,7 +191,8 @@ class Lee2025(Experiment):
         for row in self.rows:
             if self.refused(row, pair, images): continue
             learner = row.batched(student)
-            run = distill(learner, self.terms(row), teacher, self.assistant(teacher, student))
+            between = self.assistant(teacher, student) if self.recipe.assistant else None
+            run = distill(learner, self.terms(row, objective, images), teacher, between)
             if run.teacher and run.teacher != teacher:
                 found.append(Entry(run.teacher, "assistant", "assistant", *pair))
             found.append(Entry(run, "distilled", row.spec, *pair))

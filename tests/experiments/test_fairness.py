@@ -19,7 +19,7 @@ from kdnb.registry import InputError
 from made import write_shard
 from notebooks import TABLES, experiment_of, papermill
 
-NAMES = sorted(path.stem for path in TABLES.glob("*.ipynb") if not path.stem.startswith("_") and path.stem != "claims")
+NAMES = sorted(path.stem for path in TABLES.glob("*.ipynb") if not path.stem.startswith("_") and path.stem not in ("claims", "weights"))
 DIGITS = load_images("digits")
 PAIR = {"pair": "resnet14-resnet8"}
 THREE = [(Lee2025, "cifar10_supcon", {"loss": "mse,takd"}), (CRDBenchmark, "ckd_table1", {"loss": "ckd,takd", "pair": "resnet56-resnet20"}),

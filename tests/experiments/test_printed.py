@@ -10,7 +10,7 @@ from kdnb.data.images import load_images
 from kdnb.experiments.experiment import ROOT, Table, statements, stated
 from notebooks import TABLES, cells, experiment_of
 
-NAMES = sorted(path.stem for path in TABLES.glob("*.ipynb") if not path.stem.startswith("_") and path.stem != "claims")
+NAMES = sorted(path.stem for path in TABLES.glob("*.ipynb") if not path.stem.startswith("_") and path.stem not in ("claims", "weights"))
 PAPERS = ("lee2025", "ckd", "dcd", "hakd", "supcrd")
 EVERY = [row for paper in PAPERS for row in statements(paper)]
 TAG = re.compile(r"paper(?: \((\w+)\))?, ([^:;]+)(:.*)?")

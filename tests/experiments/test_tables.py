@@ -39,7 +39,7 @@ def test_a_table_is_short_and_defines_nothing(name):
 
 
 def test_a_hostile_note_is_text_above_a_table():
-    hostile = SimpleNamespace(sets=[SimpleNamespace(note="<script>x</script> **a** | b\n# c")], refusals=lambda images: ["![](x) is refused"])
+    hostile = SimpleNamespace(sets=[None], notes=["<script>x</script> **a** | b\n# c"], refusals=lambda images: ["![](x) is refused"])
     shown = Experiment.banner.fget(hostile)
     assert shown.markdown == "> **&lt;script&gt;x&lt;/script&gt; \\*\\*a\\*\\* \\| b \\# c**\n>\n> ![\\](x) is refused"
     assert shown.plain == "<script>x</script> **a** | b\n# c\n\n![](x) is refused"
