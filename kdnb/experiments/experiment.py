@@ -21,8 +21,8 @@ from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
 from ..errors import some
 from .tuned import BESIDE, Setting, Tuned, tuned_for
 from ..parameters import check_device, counted, flag, folder, given, torch_device, ways, words
-from ..registry import (InputError, brief, losses, models, not_negative, parsed, positive,
-                           unknown, whole)
+from ..registry import (InputError, brief, losses, models, not_negative, one_of, parsed,
+                           positive, unknown, whole)
 from ..store import ROOT, NotWritten, Store, locked, shown as told
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from kdnb.report.cells import Layout
 
 # %% auto #0
-__all__ = ['OF_ROW', 'BASELINE', 'HELD_OUT', 'FEW', 'HIDDEN', 'OF_TORCHVISION', 'LEAST', 'CHANGES', 'HELD', 'Table', 'Row',
-           'named', 'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal',
+__all__ = ['VERSIONS', 'OF_ROW', 'BASELINE', 'HELD_OUT', 'FEW', 'HIDDEN', 'OF_TORCHVISION', 'LEAST', 'CHANGES', 'HELD', 'Table',
+           'Row', 'named', 'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal',
            'refusal_of', 'paper_numbers', 'of_row', 'printed', 'statements', 'stated', 'Parameters', 'one_word',
            'pair_names', 'none_tuned', 'Experiment', 'terms_of', 'tuned_of', 'tuned_terms', 'falls', 'phase_text',
            'data_choices', 'seed_choices', 'reported', 'tuned_choices', 'common_choices']
@@ -54,7 +54,9 @@ class Table:
     dataset: str = "cifar100"       # as the file calls it
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c7
-OF_ROW = {"weight": positive, "batch": whole}
+VERSIONS = ("released", "printed")  # by the official code, or by the paper
+OF_ROW = {"weight": positive, "batch": whole,
+          "as": lambda name, value: one_of(name, value, VERSIONS)}
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Row:
     def batch(self) -> int | None:
         "The batch that the row asks for."
         return next((own["batch"] for *_, own in self.losses if "batch" in own), None)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        "Whose word is taken of a loss, where the row says."
+        return {name: own["as"] for name, _, own in self.losses if "as" in own}
 
     def is_given(self, weight: float | None) -> bool:
         "Tells whether it has its weights from the user: in its text, or its first by a parameter."
@@ -546,6 +553,8 @@ class Experiment(Parameters):
     def refused(self, row: Row, pair: tuple[str, str], images: Images) -> str:
         "Tells why a row cannot be run for a pair; \"\" where it can."
         n = len(images.train_y)
+        if row.versions and self.RECIPE != "crd":
+            return f"{row.spec}: as is for tables of the CRD benchmark."
         if row.batch and row.batch > n:
             return f"{row.spec}: {row.batch} images are more than the {n} of {images.name}."
         return refusal(row, *pair, images)
@@ -685,7 +694,7 @@ def terms_of(
 def tuned_of(row: Row, tuned: dict[tuple[str, str], Tuned], objective: str) -> Tuned | None:
     """Gives what was tuned for a row and its teacher's objective: for the row as it is written, or for
     its loss where it has but one; None for nothing."""
-    loss = row.losses[0][0] if len(row.losses) == 1 else row.spec
+    loss = row.losses[0][0] if len(row.losses) == 1 and not row.versions else row.spec
     return tuned.get((row.spec, objective)) or tuned.get((loss, objective))
 
 

@@ -136,7 +136,13 @@ FACTS = [
     ("reviewkd", "resnet56-resnet20", "as-published", [0.6], 1, 20, (240, 128, 0.1, "step", "sgd@nesterov=True")),
     ("reviewkd", "resnet32x4-shufflenet_v2", "as-published", [8], 1, 20, (240, 128, 0.02, "step", "sgd@nesterov=True")),
     ("reviewkd", "vgg13-vgg8", "matched", [5], 1, 20, PLAIN), ("ckd@weight=3@batch=256", SAME[0], "as-published", [3], 1, 0, (480, 256, 0.05, "cosine", "sgd")),
-    ("gram", SAME[0], "matched", [1], 1, 0, PLAIN)]
+    ("gram", SAME[0], "matched", [1], 1, 0, PLAIN),
+    ("ckd@as=printed", SAME[0], "matched", [100], 1, 0, PLAIN), ("ckd@as=printed", "wrn_40_2-wrn_40_1", "as-published", [100], 1, 0, (240, 64, 0.05, "cosine", "sgd")),
+    ("ckd@as=printed", "resnet32x4-shufflenet_v2", "as-published", [100], 1, 0, (240, 32, 0.01, "cosine", "sgd")),
+    ("ckd@as=printed", "vgg13-wrn_16_2", "as-published", [100], 1, 0, (240, 32, 0.01, "cosine", "sgd")),
+    ("ckd@as=printed@batch=16@weight=3", "vgg13-vgg8", "as-published", [3], 1, 0, (240, 16, 0.05, "cosine", "sgd")),
+    ("ckd@as=printed+kd", "vgg13-mobilenet_v2", "as-published", [100, 1], 1, 0, (240, 32, 0.01, "cosine", "sgd")),
+    ("ckd@as=released", "vgg13-mobilenet_v2", "as-published", [50], 1, 0, COSINE[3])]
 
 
 @pytest.mark.parametrize("spec,pair,protocol,weights,cross_entropy,warmup,training", FACTS)
@@ -152,6 +158,27 @@ def test_options_per_pair():
     assert [option("ckd", pair, "tau") for pair in SAME + OTHER] == [1, 1, 1, 1, 2, 1, 1, 1, 2, 1, 1]
     assert [option("dkd", pair, "beta") for pair in SAME + OTHER] == [2, 2, 8, 6, 6, 6, 8, 8, 6, 8, 8]
     assert option("dcd", SAME[0], "alpha") == 0.5 and option("dcd@alpha=0", SAME[0], "alpha") == 0 and option("ckd@tau=0.5", SAME[4], "tau") == 0.5
+
+
+def test_as_printed_there_is_one_temperature_and_as_released_it_is_the_same_run():
+    def run(spec, pair="vgg13-mobilenet_v2"): return asked(spec, pair)["as-published"]
+    assert run("ckd@as=printed").terms[0].build().tau == 1 and run("ckd").terms[0].build().tau == run("ckd@as=released").terms[0].build().tau == 2
+    assert run("ckd").key == run("ckd@as=released").key != run("ckd@as=printed").key
+
+
+def test_the_list_of_choices_says_where_paper_and_code_disagree():
+    def said(**given): return {what: value for what, value, _ in CRDBenchmark(table=TABLE1, data="digits", device="cpu", **given).plans[0].settings}
+    text = said(pair="all", preset="paper")["ckd, printed and released"]
+    for pair, what in {"resnet56-resnet20": "weight 100 / 10", "resnet110-resnet32": "weight 100 / 10", "wrn_40_2-wrn_40_1": "weight 100 / 50, tau 1 / 2, batch 64 / 32",
+                       "vgg13-mobilenet_v2": "weight 100 / 50, tau 1 / 2", "resnet32x4-shufflenet_v2": "batch 32 / 64"}.items():
+        assert f"{pair}: {what}" in text
+    assert "480 epochs" in text and not any(f"{pair}:" in text for pair in ("resnet32x4-resnet8x4", "vgg13-vgg8", "wrn_40_2-shufflenet_v1")), "there they agree"
+    assert "agree about these pairs" in said(pair="vgg13-vgg8")["ckd, printed and released"] and "ckd, printed and released" not in said(loss="crd")
+
+
+@pytest.mark.parametrize("given,says", [({"loss": "ckd@as=written"}, "as='written' is not one of 'released', 'printed'"), ({"loss": "dcd@as=printed"}, "as is for ckd, whose paper and code disagree")])
+def test_whose_word_is_taken_is_asked_of_ckd_alone(given, says):
+    with pytest.raises(InputError, match=says): CRDBenchmark(table=TABLE1, data="digits", device="cpu", **given).plans
 
 
 def test_a_sum_takes_each_loss_s_own_options():

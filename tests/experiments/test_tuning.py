@@ -168,6 +168,11 @@ def test_the_benchmark_is_tuned_under_the_matched_protocol_alone(tmp_path):
 
 # ---- what tables do with it
 
+def test_what_is_printed_is_not_tuned(tmp_path):
+    write(tmp_path, crd(tmp_path), replace(ROW, row="ckd", weight=5.0))
+    assert weights(crd(tmp_path, loss="ckd,ckd@as=printed"), "matched") == {"ckd": 5, "ckd@as=printed": 100, "kd": 0.9}
+
+
 def crd(folder, **given):
     return CRDBenchmark(table=experiment_of("ckd_table1")[1], **{"data": "digits", "device": "cpu", "reports": str(folder), "loss": "ckd,crd,crd+kd,ckd@tau=0.5", "seeds": 1} | given)
 
