@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRINTED', 'SECTION', 'TAKEN', 'UNTESTED', 'CELL', 'FIXED', 'Layout', 'check_layout', 'section_of', 'head', 'title',
-           'slug', 'without_seed', 'details', 'score_columns', 'facts_of', 'needed', 'entry_facts', 'flat',
-           'check_metric', 'mean_sd', 'score_names', 'spreads_of', 'lost_text', 'cells_of', 'value_text', 'told_apart',
-           'variants', 'printed_for', 'compared_with', 'by_seed', 'differences', 'over', 'ordered', 'row_name',
-           'summary', 'check_objectives', 'of_section', 'sections_of', 'divided', 'distinct', 'titles',
-           'further_scores', 'laid_out', 'other_code']
+           'slug', 'without_seed', 'details', 'score_columns', 'teachers_of', 'facts_of', 'needed', 'entry_facts',
+           'flat', 'check_metric', 'mean_sd', 'score_names', 'spreads_of', 'lost_text', 'cells_of', 'value_text',
+           'told_apart', 'variants', 'printed_for', 'compared_with', 'by_seed', 'differences', 'block_groups',
+           'places_of', 'block_columns', 'over', 'gains_of', 'ordered', 'row_name', 'summary', 'check_objectives',
+           'of_section', 'sections_of', 'divided', 'distinct', 'titles', 'further_scores', 'laid_out', 'other_code']
 
 # %% ../../nbs/report/20_cells.ipynb #c2
 import re
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .paired import compare_rows, holm
+from .blocks import compare_in_blocks, equal_spreads, placed_rows
+from .paired import holm
 from ..registry import InputError, unknown
 from ..store import digest_of
 
@@ -112,7 +113,14 @@ def score_columns(record: dict, metric: str) -> dict[str, float]:
     further = {name: values.get("last") for name, values in scores.items() if name != metric}
     return {name: np.nan if v is None else v for name, v in (own | further).items()}
 
-# %% ../../nbs/report/20_cells.ipynb #c28
+# %% ../../nbs/report/20_cells.ipynb #c29
+def teachers_of(config: dict) -> dict[str, str]:
+    "Gives digests of a run's teacher, and of all teachers that differ from it in the seed alone."
+    teacher = config["teacher"]
+    if not teacher: return {"taught": "", "teachers": ""}
+    return {"taught": digest_of(teacher)[:12], "teachers": digest_of(without_seed(teacher))[:12]}
+
+# %% ../../nbs/report/20_cells.ipynb #c31
 TAKEN = ["objective", "wording", "training", "optimiser", "outcome", "seconds", "device", "code",
          "key"]
 
@@ -123,9 +131,10 @@ def facts_of(record: dict, metric: str = "top1") -> dict:
     taken = {name: record[name] for name in TAKEN}
     if config["precision"] != "fp32": taken["training"] += f", {config['precision']}"
     return {"net": config["net"], "seed": config["seed"], **taken, "details": details(config),
-            "cell": digest_of(without_seed(config))[:12], **score_columns(record, metric)}
+            "cell": digest_of(without_seed(config))[:12], **teachers_of(config),
+            **score_columns(record, metric)}
 
-# %% ../../nbs/report/20_cells.ipynb #c31
+# %% ../../nbs/report/20_cells.ipynb #c34
 UNTESTED = {"test": None, "val": None}
 
 
@@ -135,13 +144,13 @@ def needed(record: dict) -> dict:
     history = [epoch if any(epoch.values()) else UNTESTED for epoch in history]
     return record | {"history": history, "predictions": None}
 
-# %% ../../nbs/report/20_cells.ipynb #c34
+# %% ../../nbs/report/20_cells.ipynb #c37
 def entry_facts(plan: dict, entry: dict) -> dict:
     "Gives what a report takes from an entry of a plan."
     row = "assistant" if entry["role"] == "assistant" else entry["row"]
     return section_of(plan, entry) | {"role": entry["role"], "row": row, "note": plan["note"]}
 
-# %% ../../nbs/report/20_cells.ipynb #c35
+# %% ../../nbs/report/20_cells.ipynb #c38
 def flat(
     plans: list[dict],         # records of a table's plans
     results: dict[str, dict],  # records of results, by key
@@ -156,28 +165,28 @@ def flat(
     return pd.DataFrame(rows).drop_duplicates(
         [*SECTION, "role", "row", "key"], ignore_index=True) if rows else pd.DataFrame()
 
-# %% ../../nbs/report/20_cells.ipynb #c36
+# %% ../../nbs/report/20_cells.ipynb #c39
 def check_metric(metric: str, records: list[dict]):
     "Checks that some result has the metric; `InputError` where others are known and it is not."
     known = {name for record in records for name in record["scores"]}
     if known and metric not in known: raise unknown("score", metric, known)
 
-# %% ../../nbs/report/20_cells.ipynb #c42
+# %% ../../nbs/report/20_cells.ipynb #c45
 def mean_sd(values: pd.Series) -> tuple[float, float]:
     "Gives mean and sample standard deviation; NaN where values are too few or one is missing."
     if not len(values) or values.isna().any(): return np.nan, np.nan
     return values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
 
-# %% ../../nbs/report/20_cells.ipynb #c45
+# %% ../../nbs/report/20_cells.ipynb #c48
 CELL = [*SECTION, "role", "row", "objective", "cell"]
-FIXED = {*CELL, *TAKEN, "net", "seed", "note", "details"}
+FIXED = {*CELL, *TAKEN, "net", "seed", "note", "details", "taught", "teachers"}
 
 
 def score_names(frame: pd.DataFrame) -> list[str]:
     "Gives the columns of `flat` that are scores: last, best, selected, and further ones."
     return [name for name in frame if name not in FIXED]
 
-# %% ../../nbs/report/20_cells.ipynb #c46
+# %% ../../nbs/report/20_cells.ipynb #c49
 def spreads_of(runs: pd.DataFrame, at: pd.Series) -> pd.DataFrame:
     "Gives mean and standard deviation of every score, for each number in `at`."
     names = score_names(runs)
@@ -188,14 +197,14 @@ def spreads_of(runs: pd.DataFrame, at: pd.Series) -> pd.DataFrame:
         found[f"{name}_sd"] = groups[name].std(ddof=1).mask(lacking[name])
     return pd.DataFrame(found)
 
-# %% ../../nbs/report/20_cells.ipynb #c49
+# %% ../../nbs/report/20_cells.ipynb #c52
 def lost_text(outcomes) -> str:
     "Gives how many of a cell's runs diverged, and where the first did; \"\" for none."
     lost = [outcome for outcome in outcomes if outcome != "finished"]
     more = ", …" if len(set(lost)) > 1 else ""
     return f"{len(lost)} of {len(outcomes)} diverged ({lost[0]}{more})" if lost else ""
 
-# %% ../../nbs/report/20_cells.ipynb #c51
+# %% ../../nbs/report/20_cells.ipynb #c54
 def cells_of(runs: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     "Gives a row per cell with its means, and for every run the position of its cell."
     groups = runs.groupby(CELL, sort=False, dropna=False)
@@ -208,14 +217,14 @@ def cells_of(runs: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     table["diverged"] = by.outcome.agg(lambda outcomes: lost_text(list(outcomes)))
     return table, at.to_numpy()
 
-# %% ../../nbs/report/20_cells.ipynb #c54
+# %% ../../nbs/report/20_cells.ipynb #c57
 def value_text(name: str, values: dict) -> str:
     "Gives a name with its value; an option that is not there has the loss's own."
     if name not in values: return f"default {name}"
     value = values[name]
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
-# %% ../../nbs/report/20_cells.ipynb #c55
+# %% ../../nbs/report/20_cells.ipynb #c58
 def told_apart(several: list[dict], marks: list[str]) -> list[str]:
     "Gives what differs among several details; their marks where nothing does."
     names = dict.fromkeys(name for one in several for name in one)
@@ -224,7 +233,7 @@ def told_apart(several: list[dict], marks: list[str]) -> list[str]:
     return texts if len(set(texts)) == len(texts) else [
         ", ".join(filter(None, both)) for both in zip(texts, marks)]
 
-# %% ../../nbs/report/20_cells.ipynb #c57
+# %% ../../nbs/report/20_cells.ipynb #c60
 def variants(table: pd.DataFrame) -> list[str]:
     "Gives for each cell what tells it from the others of its row; \"\" where it is the only one."
     found = np.full(len(table), "", object)
@@ -233,7 +242,7 @@ def variants(table: pd.DataFrame) -> list[str]:
         found[at] = told_apart([*table.details.iloc[at]], [*table.cell.iloc[at].str[:4]])
     return found.tolist()
 
-# %% ../../nbs/report/20_cells.ipynb #c60
+# %% ../../nbs/report/20_cells.ipynb #c63
 def printed_for(table: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     "Gives the paper's value, standard deviation and number of runs for each cell; NaN for none."
     found = pd.DataFrame(np.nan, index=table.index, columns=["paper", "paper_sd", "paper_n"])
@@ -246,7 +255,7 @@ def printed_for(table: pd.DataFrame, printed: pd.DataFrame) -> pd.DataFrame:
     found[some] = values[fits.argmax(1)[some]]
     return found
 
-# %% ../../nbs/report/20_cells.ipynb #c64
+# %% ../../nbs/report/20_cells.ipynb #c67
 def compared_with(table: pd.DataFrame, layout: Layout, row: str) -> np.ndarray:
     "Gives for each cell the position of the cell of a row it is compared with; -1 for none."
     students = table.role.isin(["student", "distilled"])
@@ -258,7 +267,7 @@ def compared_with(table: pd.DataFrame, layout: Layout, row: str) -> np.ndarray:
     usable = students & ~table.index.isin(candidates.index)
     return found.where(usable.to_numpy()).fillna(-1).to_numpy(int)
 
-# %% ../../nbs/report/20_cells.ipynb #c66
+# %% ../../nbs/report/20_cells.ipynb #c69
 def by_seed(runs: pd.DataFrame, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Gives the score at the last epoch, `[cells, seeds]`, and where there is a run."
     seeds, column = np.unique(runs.seed, return_inverse=True)
@@ -267,7 +276,7 @@ def by_seed(runs: pd.DataFrame, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     values[at, column], there[at, column] = runs["last"], True
     return values, there
 
-# %% ../../nbs/report/20_cells.ipynb #c68
+# %% ../../nbs/report/20_cells.ipynb #c71
 def differences(values: np.ndarray, there: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Gives each cell's scores minus those of the other, `[cells, seeds]`: NaN where a seed lacks
     one of the two, and in the whole row where a run that both have diverged."""
@@ -276,23 +285,61 @@ def differences(values: np.ndarray, there: np.ndarray, other: np.ndarray) -> np.
     found[(pairs & np.isnan(found)).any(1)] = np.nan
     return found
 
-# %% ../../nbs/report/20_cells.ipynb #c70
+# %% ../../nbs/report/20_cells.ipynb #c74
+def block_groups(runs: pd.DataFrame, at: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+    "Gives the number of the table of blocks that each cell belongs to; -1 for no student."
+    by = runs.groupby([*SECTION, "teachers"]).taught
+    own = runs.teachers.where(by.transform("nunique") > 1, "").rename("own")
+    numbers = pd.concat([runs[SECTION], own], axis=1).groupby([*SECTION, "own"], sort=False).ngroup()
+    found = numbers.groupby(at).first().to_numpy()
+    return np.where(table.role.isin(["student", "distilled"]), found, -1)
+
+# %% ../../nbs/report/20_cells.ipynb #c78
+def places_of(values: np.ndarray, there: np.ndarray, groups: np.ndarray) -> list:
+    "Gives each cell's place among the blocks, as `placed_rows` does; None where a run diverged."
+    lost = (there & np.isnan(values)).any(1)
+    return placed_rows(np.where(lost[:, None], np.nan, values), groups)
+
+# %% ../../nbs/report/20_cells.ipynb #c81
+def block_columns(places: list) -> pd.DataFrame:
+    "Gives rows, residual spread, degrees of freedom and Bartlett's p of each cell's table of blocks."
+    made = {id(place[0]): place[0] for place in places if place}
+    facts = {key: [one.rows, one.sd, one.df, equal_spreads(one.rest)]
+             for key, one in made.items() if one.rows > 2 and one.df}
+    none = [np.nan] * 4
+    rows = [facts.get(id(place[0]), none) if place else none for place in places]
+    return pd.DataFrame(rows, columns=["block rows", "block sd", "block df", "block p"], dtype=float)
+
+# %% ../../nbs/report/20_cells.ipynb #c83
 def over(
-    table: pd.DataFrame,  # cells, from `cells_of`
-    found: np.ndarray,    # differences, `[cells, seeds]`
-    name: str,            # of the reference's column
+    table: pd.DataFrame,         # cells, from `cells_of`
+    one: dict[str, np.ndarray],  # from `compare_in_blocks`, for every cell
+    name: str,                   # of the reference's column
 ) -> pd.DataFrame:
-    """Gives mean difference, 95 % interval, number of pairs and the probability of chance,
-    corrected for the number of cells of a section (Holm)."""
-    one = compare_rows(found)
+    """Gives mean difference, 95 % interval, number of pairs, degrees of freedom and the probability
+    of chance, corrected for the number of cells of a section (Holm)."""
+    p = one["p"].copy()
     for positions in table.groupby(SECTION, sort=False).indices.values():
-        one["p"][positions] = holm(one["p"][positions])
-    ends = {"mean": "", "low": " low", "high": " high", "p": " p", "n": " n"}
-    columns = {f"over {name}{end}": np.where(one["n"] > 0, one[kind], np.nan)
+        p[positions] = holm(p[positions])
+    ends = {"mean": "", "low": " low", "high": " high", "p": " p", "n": " n", "df": " df"}
+    columns = {f"over {name}{end}": np.where(one["n"] > 0, (one | {"p": p})[kind], np.nan)
                for kind, end in ends.items()}
     return pd.DataFrame(columns, index=table.index)
 
-# %% ../../nbs/report/20_cells.ipynb #c73
+# %% ../../nbs/report/20_cells.ipynb #c85
+def gains_of(
+    runs: pd.DataFrame, at: np.ndarray, table: pd.DataFrame, layout: Layout,
+) -> list[pd.DataFrame]:
+    "Gives the columns of all references, and those of the tables of blocks."
+    values, there = by_seed(runs, at)
+    places, found = places_of(values, there, block_groups(runs, at, table)), []
+    for name, row in layout.references.items():
+        other = compared_with(table, layout, row)
+        one = compare_in_blocks(differences(values, there, other), places, other)
+        found.append(over(table, one, name))
+    return [*found, block_columns(places)]
+
+# %% ../../nbs/report/20_cells.ipynb #c88
 def ordered(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     "Orders sections and rows; pairs and protocols stay as the plans have them."
     head = ["data", "sizes", "fingerprint", "preset", "changes"]
@@ -305,13 +352,13 @@ def ordered(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
                              kind="stable").index
     return table.loc[order].reset_index(drop=True)
 
-# %% ../../nbs/report/20_cells.ipynb #c74
+# %% ../../nbs/report/20_cells.ipynb #c89
 def row_name(cell, layout: Layout) -> str:
     "Gives what a report calls a cell's row; an assistant's with its network."
     name = layout.names.get(cell.row, cell.row)
     return f"{name} ({cell.net})" if cell.role == "assistant" else name
 
-# %% ../../nbs/report/20_cells.ipynb #c75
+# %% ../../nbs/report/20_cells.ipynb #c90
 def summary(
     runs: pd.DataFrame,  # from `flat`
     layout: Layout,
@@ -319,55 +366,53 @@ def summary(
     "Gives the means, spreads and differences of all cells beside the paper's numbers."
     table, at = cells_of(runs)
     check_objectives(table, layout)
-    values, there = by_seed(runs, at)
-    gains = [over(table, differences(values, there, compared_with(table, layout, row)), name)
-             for name, row in layout.references.items()]
+    gains = gains_of(runs, at, table, layout)
     table = pd.concat([table, *gains, printed_for(table, layout.printed)], axis=1)
     table = table.assign(gap=table["last"] - table.paper, variant=variants(table),
                          name=[row_name(cell, layout) for cell in table.itertuples()])
     return ordered(table.drop(columns="details"), layout)
 
-# %% ../../nbs/report/20_cells.ipynb #c76
+# %% ../../nbs/report/20_cells.ipynb #c91
 def check_objectives(table: pd.DataFrame, layout: Layout):
     "Checks that the layout names every objective; `InputError` otherwise."
     for objective in table.objective.unique():
         if objective not in layout.objectives:
             raise unknown("objective", objective, layout.objectives)
 
-# %% ../../nbs/report/20_cells.ipynb #c83
+# %% ../../nbs/report/20_cells.ipynb #c98
 def of_section(frame: pd.DataFrame, section) -> pd.DataFrame:
     "Gives the rows of a frame that belong to a section."
     return frame[np.logical_and.reduce([frame[name] == section[name] for name in SECTION])]
 
-# %% ../../nbs/report/20_cells.ipynb #c84
+# %% ../../nbs/report/20_cells.ipynb #c99
 def sections_of(table: pd.DataFrame) -> list[dict[str, str]]:
     "Gives the sections of a frame in order."
     return table[SECTION].drop_duplicates().to_dict("records")
 
-# %% ../../nbs/report/20_cells.ipynb #c86
+# %% ../../nbs/report/20_cells.ipynb #c101
 def divided(frame: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
     "Gives the rows of each section, by the values of its columns, in order."
     return dict(list(frame.groupby(SECTION, sort=False)))
 
-# %% ../../nbs/report/20_cells.ipynb #c89
+# %% ../../nbs/report/20_cells.ipynb #c104
 def distinct(names: list[str], sections: list[dict]) -> list[str]:
     "Gives the names of sections, with the data's fingerprint where they would be equal."
     return [name if names.count(name) == 1 else f"{name}, data {section['fingerprint']}"
             for name, section in zip(names, sections)]
 
-# %% ../../nbs/report/20_cells.ipynb #c90
+# %% ../../nbs/report/20_cells.ipynb #c105
 def titles(sections: list[dict]) -> list[str]:
     "Gives the titles of sections, no two the same."
     return distinct([title(section) for section in sections], sections)
 
-# %% ../../nbs/report/20_cells.ipynb #c93
+# %% ../../nbs/report/20_cells.ipynb #c108
 def further_scores(table: pd.DataFrame) -> list[str]:
     "Gives the scores of a summary beside the metric, where some cell has them."
     own = ("last", "best", "selected", "paper")
     return [name for name in table if f"{name}_sd" in table and name not in own
             and table[name].notna().any()]
 
-# %% ../../nbs/report/20_cells.ipynb #c96
+# %% ../../nbs/report/20_cells.ipynb #c111
 def laid_out(
     plans: list[dict], results: dict[str, dict], layout: Layout,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -378,7 +423,7 @@ def laid_out(
     raise InputError(f"there is nothing to report: of {asked} runs that were asked for "
                      "none has a result yet; train them first.")
 
-# %% ../../nbs/report/20_cells.ipynb #c99
+# %% ../../nbs/report/20_cells.ipynb #c114
 def other_code(
     runs: pd.DataFrame,              # from `flat`
     current: dict[str, str] | None,  # digests of the present code; a name it lacks is not checked

@@ -6,8 +6,9 @@
 __all__ = ['DASH', 'HTML', 'MARKS', 'SCORES', 'DIFFERENCES', 'REST', 'INTO', 'score_text', 'difference_text', 'escape',
            'markdown', 'folded', 'blocks', 'aligned', 'plain', 'labels', 'objective_texts', 'last_texts',
            'over_columns', 'kind_of', 'cost_columns', 'devices_of', 'how_columns', 'paper_columns', 'readable',
-           'overview', 'overviews', 'readables', 'sections_text', 'reading', 'concerned', 'stated_once', 'notes_text',
-           'choices_text', 'settings_text', 'code_text', 'missing_text', 'spent_text', 'show', 'log_text']
+           'p_text', 'block_texts', 'row_labels', 'verdict_text', 'statements', 'overview', 'overviews', 'readables',
+           'sections_text', 'reading', 'concerned', 'stated_once', 'notes_text', 'choices_text', 'settings_text',
+           'code_text', 'missing_text', 'spent_text', 'show', 'log_text']
 
 # %% ../../nbs/report/30_text.ipynb #c2
 import re
@@ -181,20 +182,56 @@ def readable(part: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 # %% ../../nbs/report/30_text.ipynb #c51
+def p_text(p: float) -> str:
+    "Gives a probability for people."
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+# %% ../../nbs/report/30_text.ipynb #c53
+def block_texts(part: pd.DataFrame, layout: Layout) -> list[str]:
+    "Tells the residual spread of each table of blocks of a section."
+    whole = part[part["block rows"].notna()]
+    found = []
+    for by, rows in whole.groupby(["block rows", "block sd", "block df", "block p"], sort=False):
+        taught = " and ".join(dict.fromkeys(rows.objective.map(layout.objectives)))
+        found.append(f"{by[0]:.0f} rows ({taught}): residual standard deviation {by[1]:.2f} with "
+                     f"{by[2]:.0f} degrees of freedom, Bartlett's {p_text(by[3])}")
+    return [f"Seeds as blocks: {'; '.join(found)}."] if found else []
+
+# %% ../../nbs/report/30_text.ipynb #c55
+def row_labels(part: pd.DataFrame, layout: Layout) -> list[str]:
+    "Gives the names of cells, each with the objective where a section has several."
+    if part.objective.nunique() < 2: return labels(part)
+    return [f"{label} ({text})" for label, text in zip(labels(part), objective_texts(part, layout))]
+
+# %% ../../nbs/report/30_text.ipynb #c57
+def verdict_text(part: pd.DataFrame, layout: Layout, name: str) -> str:
+    "Tells which rows lie above and below a reference; \"\" where fewer than two were tested."
+    gain, p = part[f"over {name}"], part[f"over {name} p"]
+    names, tested = np.array(row_labels(part, layout), object), int(p.notna().sum())
+    if tested < 2: return ""
+    sides = {"Above": (p < 0.05) & (gain > 0), "Below": (p < 0.05) & (gain < 0)}
+    said = [f"{side}: {', '.join(names[rows.to_numpy()]) or 'none'}." for side, rows in sides.items()]
+    return (f"Over {name}: {tested} rows, 5 %, Holm's correction. {' '.join(said)} "
+            f"Not separable: {tested - int((p < 0.05).sum())}.")
+
+# %% ../../nbs/report/30_text.ipynb #c59
+def statements(part: pd.DataFrame, layout: Layout) -> list[str]:
+    "Tells what the tests of a section say, a sentence for each reference and one for the blocks."
+    said = [verdict_text(part, layout, name) for name in layout.references]
+    return [*filter(None, said), *block_texts(part, layout)]
+
+# %% ../../nbs/report/30_text.ipynb #c62
 def overview(part: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     "Gives the scores of all pairs at the last epoch; in brackets the paper's, where there are any."
     paper = [f" [{score_text(value)}]" if part.paper.notna().any() else "" for value in part.paper]
-    several = part.objective.nunique() > 1
-    rows = [f"{label} ({text})" if several else label
-            for label, text in zip(labels(part), objective_texts(part, layout))]
     pairs, found = part.teacher + " → " + part.student, {}
     none = dict.fromkeys(pairs, DASH)
-    for row, pair, own, beside in zip(rows, pairs, last_texts(part), paper):
+    for row, pair, own, beside in zip(row_labels(part, layout), pairs, last_texts(part), paper):
         cells = found.setdefault(row, {**none})
         cells[pair] = own + beside if cells[pair] == DASH else f"{cells[pair]}; {own}{beside}"
     return pd.DataFrame([{"row": row} | cells for row, cells in found.items()])
 
-# %% ../../nbs/report/30_text.ipynb #c53
+# %% ../../nbs/report/30_text.ipynb #c64
 def overviews(table: pd.DataFrame, layout: Layout) -> dict[str, pd.DataFrame]:
     "Gives an overview for all sections that differ in nothing but the pair, by their title."
     groups = [(dict(zip(SECTION, by)), part)
@@ -203,21 +240,23 @@ def overviews(table: pd.DataFrame, layout: Layout) -> dict[str, pd.DataFrame]:
     names = distinct([head(section) for section, _ in groups], [section for section, _ in groups])
     return {name: overview(part, layout) for name, (_, part) in zip(names, groups)}
 
-# %% ../../nbs/report/30_text.ipynb #c55
+# %% ../../nbs/report/30_text.ipynb #c66
 def readables(table: pd.DataFrame, layout: Layout) -> dict[str, pd.DataFrame]:
     "Gives all sections of a summary as they are printed, by their titles."
     parts = divided(table)
     names = titles([dict(zip(SECTION, by)) for by in parts])
     return {name: readable(part, layout) for name, part in zip(names, parts.values())}
 
-# %% ../../nbs/report/30_text.ipynb #c57
+# %% ../../nbs/report/30_text.ipynb #c68
 def sections_text(table: pd.DataFrame, layout: Layout) -> str:
     "Writes the overviews and all sections of a summary as Markdown."
-    frames = overviews(table, layout) | readables(table, layout)
-    return "\n\n".join(f"**{escape(name)}**\n\n{markdown(frame)}"
-                       for name, frame in frames.items())
+    pairs, parts = overviews(table, layout), divided(table).values()
+    text = [f"**{escape(name)}**\n\n{markdown(frame)}" for name, frame in pairs.items()]
+    for (name, frame), part in zip(readables(table, layout).items(), parts):
+        text += [f"**{escape(name)}**", markdown(frame), *map(escape, statements(part, layout))]
+    return "\n\n".join(text)
 
-# %% ../../nbs/report/30_text.ipynb #c60
+# %% ../../nbs/report/30_text.ipynb #c71
 def reading(table: pd.DataFrame, layout: Layout) -> str:
     "Tells how the numbers of a report are read."
     over = [name for name in layout.references if table[f"over {name}"].notna().any()]
@@ -229,7 +268,7 @@ def reading(table: pd.DataFrame, layout: Layout) -> str:
         SCORES.format(layout.score.capitalize()), over and DIFFERENCES.format(named), also, paper,
         table.diverged.any() and "A cell of which a run diverged has no mean.", REST]))
 
-# %% ../../nbs/report/30_text.ipynb #c61
+# %% ../../nbs/report/30_text.ipynb #c72
 SCORES = (
     "{} in percent: mean ± sample standard deviation over seeds (number of seeds). The *last "
     "epoch* is the number to compare. The *best epoch* is picked by its score on the test images "
@@ -238,20 +277,23 @@ SCORES = (
 DIFFERENCES = (
     "{} the mean difference at the last epoch between runs of the same seed, "
     "with its 95 % confidence interval (and the number of pairs, where some seeds have none); an "
-    "asterisk marks p < 0.05 in a paired t test after Holm's correction for the number of rows in "
-    "the column.")
+    "asterisk marks p < 0.05 after Holm's correction for the number of rows in the column. Interval "
+    "and p are those of an analysis of variance with seeds as blocks: rows of one section share "
+    "their residual spread where the same varies for them from seed to seed (where each seed has a "
+    "teacher of its own, a student alone keeps its own spread). Of two rows alone it is the paired "
+    "t test. Where Bartlett's test calls the spreads unequal, a single p may be too small or too large.")
 REST = (
     "A dash: not run, or not applicable. *Seconds* are processor time on a CPU and wall-clock time "
     "on a GPU, per run; runs that are trained side by side share their time in proportion to the "
     "work of their networks. The three numbers after a data set's name count its training, "
     "validation and test images.")
 
-# %% ../../nbs/report/30_text.ipynb #c64
+# %% ../../nbs/report/30_text.ipynb #c75
 def concerned(plan: dict) -> str:
     "Gives the title of what a plan is about: data, preset and changes, for all its sections."
     return head(section_of(plan, {"protocol": "", "teacher": "", "student": ""}))
 
-# %% ../../nbs/report/30_text.ipynb #c66
+# %% ../../nbs/report/30_text.ipynb #c77
 def stated_once(plans: list[dict], field: str) -> dict[str, tuple]:
     "Gives each different value that a field of the plans has, with the titles it concerns."
     found = {}
@@ -261,13 +303,13 @@ def stated_once(plans: list[dict], field: str) -> dict[str, tuple]:
         if concerned(plan) not in heads: heads.append(concerned(plan))
     return found
 
-# %% ../../nbs/report/30_text.ipynb #c68
+# %% ../../nbs/report/30_text.ipynb #c79
 def notes_text(plans: list[dict]) -> str:
     "Writes what a reader must know about data, each note once, as Markdown."
     return "\n\n".join(f"> **{escape('; '.join(heads))}.** {escape(note)}"
                        for note, heads in stated_once(plans, "note").values())
 
-# %% ../../nbs/report/30_text.ipynb #c70
+# %% ../../nbs/report/30_text.ipynb #c81
 def choices_text(choices) -> str:
     "Writes choices, each with its value and source, as a Markdown table."
     return markdown(pd.DataFrame([*map(list, choices)], columns=["choice", "value", "source"]))
@@ -283,7 +325,7 @@ def settings_text(plans: list[dict]) -> str:
                for choices, heads in sets]
     return "\n\n".join(f"**{escape(head)}**\n\n{choices_text(own)}" for head, own in tables if own)
 
-# %% ../../nbs/report/30_text.ipynb #c74
+# %% ../../nbs/report/30_text.ipynb #c85
 def code_text(runs: pd.DataFrame, current: dict[str, str] | None, written=escape) -> str:
     "Tells how many runs were made by other code than the present one; \"\" for none."
     def count(n): return f"{n} run" + "s" * (n != 1)
@@ -294,14 +336,14 @@ def code_text(runs: pd.DataFrame, current: dict[str, str] | None, written=escape
     return (f"{count(n)} {was} made by other code than the present one: {names}. "
             f"`-p force True` trains {them} again.")
 
-# %% ../../nbs/report/30_text.ipynb #c76
+# %% ../../nbs/report/30_text.ipynb #c87
 def missing_text(plans: list[dict], results: dict[str, dict]) -> str:
     "Tells how many of the runs that were asked for have no result; \"\" where all have one."
     asked = {entry["run"] for plan in plans for entry in plan["entries"]}
     lacking = len(asked - results.keys())
     return f"{lacking} of {len(asked)} runs have no result yet." if lacking else ""
 
-# %% ../../nbs/report/30_text.ipynb #c79
+# %% ../../nbs/report/30_text.ipynb #c90
 INTO = {"students": "the trained networks' own steps", "teacher": "teachers' answers",
         "input": "input", "evaluation": "evaluation"}
 
@@ -318,7 +360,7 @@ def spent_text(results: dict[str, dict]) -> str:
         return f"Of {whole:,.0f} {kind} seconds went {', '.join(shares)} and {last}."
     return " ".join(one(kind, spent) for kind, spent in sorted(found.items()) if any(spent.values()))
 
-# %% ../../nbs/report/30_text.ipynb #c82
+# %% ../../nbs/report/30_text.ipynb #c93
 def show(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None,  # digests of the present code, by name
@@ -330,7 +372,7 @@ def show(
         notes_text(plans), missing_text(plans, results), code_text(runs, current),
         sections_text(table, layout), spent_text(results)]))
 
-# %% ../../nbs/report/30_text.ipynb #c84
+# %% ../../nbs/report/30_text.ipynb #c95
 def log_text(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None, width: int = 160, laid: tuple | None = None,
@@ -340,6 +382,7 @@ def log_text(
     notes = [f"{'; '.join(heads)}: {note}" for note, heads in stated_once(plans, "note").values()]
     said = [*notes, missing_text(plans, results), code_text(runs, current, str)]
     text = [textwrap.fill(line, width) for line in said if line]
-    for name, frame in readables(table, layout).items():
+    for (name, frame), part in zip(readables(table, layout).items(), divided(table).values()):
         text.append("\n".join(textwrap.wrap(name, width)) + "\n" + plain(frame, width))
+        text += [textwrap.fill(line, width) for line in statements(part, layout)]
     return "\n\n".join(filter(None, [*text, textwrap.fill(spent_text(results), width)]))

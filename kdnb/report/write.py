@@ -15,7 +15,7 @@ from .cells import Layout, divided, laid_out, sections_of, slug, titles
 from .figures import Drawing, figures_of
 from .looks import marked, png
 from .text import (code_text, devices_of, escape, markdown, missing_text, notes_text,
-                              overviews, readable, reading, settings_text, spent_text)
+                              overviews, readable, reading, settings_text, spent_text, statements)
 from ..store import write_changed, write_whole
 
 # %% ../../nbs/report/50_write.ipynb #c6
@@ -49,6 +49,7 @@ def write_figures(folder: Path, drawings: dict[str, Drawing], name: str) -> list
 def section_text(part: pd.DataFrame, name: str, code: str, layout: Layout) -> list[str]:
     "Writes a section without its figures, as paragraphs of Markdown; `code` from `code_text`."
     return [f"## {escape(name)}", *filter(None, [code]), markdown(readable(part, layout)),
+            *map(escape, statements(part, layout)),
             f"Trained on: {escape('; '.join(devices_of(part)))}."]
 
 # %% ../../nbs/report/50_write.ipynb #c16
