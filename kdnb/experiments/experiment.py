@@ -477,7 +477,15 @@ class Experiment(Parameters):
         first, rows = {"teacher": "Teacher", "student": "Student alone"}, self.table.rows
         more = {BASELINE: rows.get(BASELINE, "KD"), "assistant": "Assistant"}
         return Layout(self.table.title, first | rows | more, self.REFERENCES, self.OBJECTIVES,
-                      self.printed)
+                      self.printed, labels=self.labels)
+
+    @property
+    def labels(self) -> dict:
+        "The labels of test images, of these sets and of those that reports keep, by fingerprint."
+        from kdnb.report.sampling import joined, known_labels
+        folders = [folder/self.table.name for folder in self.store.folders]
+        own = {images.identity.fingerprint: images.test_y.cpu().numpy() for images in self.sets}
+        return joined(known_labels(folders), own)
 
     @property
     def records(self) -> list[dict]:

@@ -7,18 +7,20 @@ __all__ = ['PRINTED', 'SECTION', 'TAKEN', 'UNTESTED', 'CELL', 'FIXED', 'Layout',
            'slug', 'without_seed', 'details', 'score_columns', 'teachers_of', 'facts_of', 'needed', 'entry_facts',
            'flat', 'check_metric', 'mean_sd', 'score_names', 'spreads_of', 'lost_text', 'cells_of', 'value_text',
            'told_apart', 'variants', 'printed_for', 'compared_with', 'by_seed', 'differences', 'block_groups',
-           'places_of', 'block_columns', 'over', 'gains_of', 'ordered', 'row_name', 'summary', 'check_objectives',
-           'of_section', 'sections_of', 'divided', 'distinct', 'titles', 'further_scores', 'laid_out', 'other_code']
+           'places_of', 'block_columns', 'right_by_seed', 'over', 'gains_of', 'ordered', 'row_name', 'summary',
+           'check_objectives', 'of_section', 'sections_of', 'divided', 'distinct', 'titles', 'further_scores',
+           'laid_out', 'other_code']
 
 # %% ../../nbs/report/20_cells.ipynb #c2
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
 from .blocks import compare_in_blocks, equal_spreads, placed_rows
 from .paired import holm
+from .sampling import image_errors, right_answers, widened
 from ..registry import InputError, unknown
 from ..store import digest_of
 
@@ -36,6 +38,7 @@ class Layout:
     printed: pd.DataFrame  # a paper's numbers with the columns `PRINTED`; or empty
     metric: str = "top1"
     score: str = "test accuracy"  # what the metric is called, in percent
+    labels: dict = field(default_factory=dict)  # of test images, by the data's fingerprint
 
     def __post_init__(self): check_layout(self)
 
@@ -132,6 +135,7 @@ def facts_of(record: dict, metric: str = "top1") -> dict:
     if config["precision"] != "fp32": taken["training"] += f", {config['precision']}"
     return {"net": config["net"], "seed": config["seed"], **taken, "details": details(config),
             "cell": digest_of(without_seed(config))[:12], **teachers_of(config),
+            "predictions": record.get("predictions"),
             **score_columns(record, metric)}
 
 # %% ../../nbs/report/20_cells.ipynb #c34
@@ -139,10 +143,10 @@ UNTESTED = {"test": None, "val": None}
 
 
 def needed(record: dict) -> dict:
-    "Gives what reports need of a result: no predictions, and of its epochs nothing but scores."
+    "Gives what reports need of a result: of its epochs nothing but scores."
     history = [{name: epoch.get(name) for name in UNTESTED} for epoch in record["history"]]
     history = [epoch if any(epoch.values()) else UNTESTED for epoch in history]
-    return record | {"history": history, "predictions": None}
+    return record | {"history": history}
 
 # %% ../../nbs/report/20_cells.ipynb #c37
 def entry_facts(plan: dict, entry: dict) -> dict:
@@ -179,7 +183,8 @@ def mean_sd(values: pd.Series) -> tuple[float, float]:
 
 # %% ../../nbs/report/20_cells.ipynb #c48
 CELL = [*SECTION, "role", "row", "objective", "cell"]
-FIXED = {*CELL, *TAKEN, "net", "seed", "note", "details", "taught", "teachers"}
+FIXED = {*CELL, *TAKEN, "net", "seed", "note", "details", "taught", "teachers",
+         "predictions"}
 
 
 def score_names(frame: pd.DataFrame) -> list[str]:
@@ -310,36 +315,51 @@ def block_columns(places: list) -> pd.DataFrame:
     rows = [facts.get(id(place[0]), none) if place else none for place in places]
     return pd.DataFrame(rows, columns=["block rows", "block sd", "block df", "block p"], dtype=float)
 
-# %% ../../nbs/report/20_cells.ipynb #c83
+# %% ../../nbs/report/20_cells.ipynb #c84
+def right_by_seed(runs: pd.DataFrame, at: np.ndarray, labels: dict) -> np.ndarray:
+    "Gives for each student and seed which test images its run knows, `[cells, seeds]`; or None."
+    seeds, column = np.unique(runs.seed, return_inverse=True)
+    found = np.full((at.max() + 1, len(seeds)), None, object)
+    taken = zip(at, column, runs.role, runs.fingerprint, runs.predictions, runs["last"])
+    for i, s, role, mark, predicted, score in taken:
+        if role in ("student", "distilled") and mark in labels:
+            found[i, s] = right_answers({"predictions": predicted}, labels[mark], score)
+    return found
+
+# %% ../../nbs/report/20_cells.ipynb #c86
 def over(
     table: pd.DataFrame,         # cells, from `cells_of`
     one: dict[str, np.ndarray],  # from `compare_in_blocks`, for every cell
+    errors: np.ndarray,          # from `image_errors`
     name: str,                   # of the reference's column
 ) -> pd.DataFrame:
-    """Gives mean difference, 95 % interval, number of pairs, degrees of freedom and the probability
+    """Gives mean difference, 95 % intervals, number of pairs, degrees of freedom and the probability
     of chance, corrected for the number of cells of a section (Holm)."""
-    p = one["p"].copy()
+    p, half = one["p"].copy(), widened(one["high"] - one["mean"], errors)
     for positions in table.groupby(SECTION, sort=False).indices.values():
         p[positions] = holm(p[positions])
     ends = {"mean": "", "low": " low", "high": " high", "p": " p", "n": " n", "df": " df"}
-    columns = {f"over {name}{end}": np.where(one["n"] > 0, (one | {"p": p})[kind], np.nan)
+    ends |= {"new low": " new low", "new high": " new high"}
+    one = one | {"p": p, "new low": one["mean"] - half, "new high": one["mean"] + half}
+    columns = {f"over {name}{end}": np.where(one["n"] > 0, one[kind], np.nan)
                for kind, end in ends.items()}
     return pd.DataFrame(columns, index=table.index)
 
-# %% ../../nbs/report/20_cells.ipynb #c85
+# %% ../../nbs/report/20_cells.ipynb #c88
 def gains_of(
     runs: pd.DataFrame, at: np.ndarray, table: pd.DataFrame, layout: Layout,
 ) -> list[pd.DataFrame]:
     "Gives the columns of all references, and those of the tables of blocks."
     values, there = by_seed(runs, at)
-    places, found = places_of(values, there, block_groups(runs, at, table)), []
+    places = places_of(values, there, block_groups(runs, at, table))
+    right, found = right_by_seed(runs, at, layout.labels), []
     for name, row in layout.references.items():
         other = compared_with(table, layout, row)
         one = compare_in_blocks(differences(values, there, other), places, other)
-        found.append(over(table, one, name))
+        found.append(over(table, one, image_errors(right, other), name))
     return [*found, block_columns(places)]
 
-# %% ../../nbs/report/20_cells.ipynb #c88
+# %% ../../nbs/report/20_cells.ipynb #c91
 def ordered(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     "Orders sections and rows; pairs and protocols stay as the plans have them."
     head = ["data", "sizes", "fingerprint", "preset", "changes"]
@@ -352,13 +372,13 @@ def ordered(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
                              kind="stable").index
     return table.loc[order].reset_index(drop=True)
 
-# %% ../../nbs/report/20_cells.ipynb #c89
+# %% ../../nbs/report/20_cells.ipynb #c92
 def row_name(cell, layout: Layout) -> str:
     "Gives what a report calls a cell's row; an assistant's with its network."
     name = layout.names.get(cell.row, cell.row)
     return f"{name} ({cell.net})" if cell.role == "assistant" else name
 
-# %% ../../nbs/report/20_cells.ipynb #c90
+# %% ../../nbs/report/20_cells.ipynb #c93
 def summary(
     runs: pd.DataFrame,  # from `flat`
     layout: Layout,
@@ -372,47 +392,47 @@ def summary(
                          name=[row_name(cell, layout) for cell in table.itertuples()])
     return ordered(table.drop(columns="details"), layout)
 
-# %% ../../nbs/report/20_cells.ipynb #c91
+# %% ../../nbs/report/20_cells.ipynb #c94
 def check_objectives(table: pd.DataFrame, layout: Layout):
     "Checks that the layout names every objective; `InputError` otherwise."
     for objective in table.objective.unique():
         if objective not in layout.objectives:
             raise unknown("objective", objective, layout.objectives)
 
-# %% ../../nbs/report/20_cells.ipynb #c98
+# %% ../../nbs/report/20_cells.ipynb #c101
 def of_section(frame: pd.DataFrame, section) -> pd.DataFrame:
     "Gives the rows of a frame that belong to a section."
     return frame[np.logical_and.reduce([frame[name] == section[name] for name in SECTION])]
 
-# %% ../../nbs/report/20_cells.ipynb #c99
+# %% ../../nbs/report/20_cells.ipynb #c102
 def sections_of(table: pd.DataFrame) -> list[dict[str, str]]:
     "Gives the sections of a frame in order."
     return table[SECTION].drop_duplicates().to_dict("records")
 
-# %% ../../nbs/report/20_cells.ipynb #c101
+# %% ../../nbs/report/20_cells.ipynb #c104
 def divided(frame: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
     "Gives the rows of each section, by the values of its columns, in order."
     return dict(list(frame.groupby(SECTION, sort=False)))
 
-# %% ../../nbs/report/20_cells.ipynb #c104
+# %% ../../nbs/report/20_cells.ipynb #c107
 def distinct(names: list[str], sections: list[dict]) -> list[str]:
     "Gives the names of sections, with the data's fingerprint where they would be equal."
     return [name if names.count(name) == 1 else f"{name}, data {section['fingerprint']}"
             for name, section in zip(names, sections)]
 
-# %% ../../nbs/report/20_cells.ipynb #c105
+# %% ../../nbs/report/20_cells.ipynb #c108
 def titles(sections: list[dict]) -> list[str]:
     "Gives the titles of sections, no two the same."
     return distinct([title(section) for section in sections], sections)
 
-# %% ../../nbs/report/20_cells.ipynb #c108
+# %% ../../nbs/report/20_cells.ipynb #c111
 def further_scores(table: pd.DataFrame) -> list[str]:
     "Gives the scores of a summary beside the metric, where some cell has them."
     own = ("last", "best", "selected", "paper")
     return [name for name in table if f"{name}_sd" in table and name not in own
             and table[name].notna().any()]
 
-# %% ../../nbs/report/20_cells.ipynb #c111
+# %% ../../nbs/report/20_cells.ipynb #c114
 def laid_out(
     plans: list[dict], results: dict[str, dict], layout: Layout,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -423,7 +443,7 @@ def laid_out(
     raise InputError(f"there is nothing to report: of {asked} runs that were asked for "
                      "none has a result yet; train them first.")
 
-# %% ../../nbs/report/20_cells.ipynb #c114
+# %% ../../nbs/report/20_cells.ipynb #c117
 def other_code(
     runs: pd.DataFrame,              # from `flat`
     current: dict[str, str] | None,  # digests of the present code; a name it lacks is not checked
