@@ -314,6 +314,7 @@ class Experiment(Parameters):
     "A table as it was asked for. A paper's experiment says which entries and which choices."
     REFERENCES: ClassVar[dict[str, str]] = {"student alone": "student", "kd": BASELINE}
     OBJECTIVES: ClassVar[dict[str, str]] = {"ce": "cross-entropy", "supcon": "SupCon"}
+    TWINS: ClassVar[dict] = {"cosine": ("norm", 2.0)}  # one loss under two names, times the weight
 
     @abstractmethod
     def entries(self, images: Images) -> list[Entry]:
@@ -477,7 +478,7 @@ class Experiment(Parameters):
         first, rows = {"teacher": "Teacher", "student": "Student alone"}, self.table.rows
         more = {BASELINE: rows.get(BASELINE, "KD"), "assistant": "Assistant"}
         return Layout(self.table.title, first | rows | more, self.REFERENCES, self.OBJECTIVES,
-                      self.printed, labels=self.labels)
+                      self.printed, labels=self.labels, twins=self.TWINS)
 
     @property
     def labels(self) -> dict:

@@ -6,9 +6,9 @@
 __all__ = ['DASH', 'HTML', 'MARKS', 'SCORES', 'DIFFERENCES', 'IMAGES', 'REST', 'INTO', 'score_text', 'difference_text', 'escape',
            'markdown', 'folded', 'blocks', 'aligned', 'plain', 'labels', 'objective_texts', 'last_texts',
            'over_columns', 'kind_of', 'cost_columns', 'devices_of', 'how_columns', 'paper_columns', 'readable',
-           'p_text', 'block_texts', 'row_labels', 'verdict_text', 'statements', 'overview', 'overviews', 'readables',
-           'sections_text', 'reading', 'concerned', 'stated_once', 'notes_text', 'choices_text', 'settings_text',
-           'code_text', 'missing_text', 'spent_text', 'show', 'log_text']
+           'p_text', 'block_texts', 'row_labels', 'verdict_text', 'placebo_text', 'placebo_texts', 'floor_text',
+           'statements', 'overview', 'overviews', 'readables', 'sections_text', 'reading', 'concerned', 'stated_once',
+           'notes_text', 'choices_text', 'settings_text', 'code_text', 'missing_text', 'spent_text', 'show', 'log_text']
 
 # %% ../../nbs/report/30_text.ipynb #c2
 import re
@@ -19,6 +19,7 @@ import pandas as pd
 
 from .cells import (SECTION, Layout, further_scores, distinct, divided, head,
                                laid_out, other_code, section_of, titles)
+from .placebo import floor_of
 from ..store import digest_of
 
 # %% ../../nbs/report/30_text.ipynb #c5
@@ -215,13 +216,39 @@ def verdict_text(part: pd.DataFrame, layout: Layout, name: str) -> str:
     return (f"Over {name}: {tested} rows, 5 %, Holm's correction. {' '.join(said)} "
             f"Not separable: {tested - int((p < 0.05).sum())}.")
 
-# %% ../../nbs/report/30_text.ipynb #c59
-def statements(part: pd.DataFrame, layout: Layout) -> list[str]:
-    "Tells what the tests of a section say, a sentence for each reference and one for the blocks."
-    said = [verdict_text(part, layout, name) for name in layout.references]
-    return [*filter(None, said), *block_texts(part, layout)]
+# %% ../../nbs/report/30_text.ipynb #c60
+def placebo_text(cell: pd.Series) -> str:
+    "Tells by how much a cell differs from the one that it is a placebo of."
+    ends = [cell[f"placebo{end}"] for end in (" low", " high")]
+    new = [cell[f"placebo{end}"] for end in (" new low", " new high")]
+    return difference_text(cell.placebo, *ends, np.nan, new=new)
 
-# %% ../../nbs/report/30_text.ipynb #c62
+# %% ../../nbs/report/30_text.ipynb #c61
+def placebo_texts(part: pd.DataFrame, layout: Layout) -> list[str]:
+    "Tells which rows of a section are the same loss, and by how much they differ all the same."
+    names, said = dict(zip(part.cell, row_labels(part, layout))), []
+    for _, cell in part[part.placebo.notna()].iterrows():
+        said.append(f"{names[cell.cell]} is {names[cell['placebo of']]} under another name and "
+                    f"differs from it by {placebo_text(cell)}")
+    if said: return [f"Placebo: {'; '.join(said)}. A difference of that size means nothing."]
+    return ["No placebo: no loss stands here twice."] if part["block rows"].notna().any() else []
+
+# %% ../../nbs/report/30_text.ipynb #c63
+def floor_text(table: pd.DataFrame) -> str:
+    "Tells the floor of what a difference means in a report; \"\" where there is no placebo."
+    cell = floor_of(table)
+    if cell is None: return ""
+    return (f"**The floor of what a difference means: {escape(placebo_text(cell))} points**, the "
+            "largest difference of one loss from itself, trained twice under two names (with its "
+            "95 % intervals).")
+
+# %% ../../nbs/report/30_text.ipynb #c65
+def statements(part: pd.DataFrame, layout: Layout) -> list[str]:
+    "Tells what the tests of a section say, of each reference, of the blocks and of placebos."
+    said = [verdict_text(part, layout, name) for name in layout.references]
+    return [*filter(None, said), *block_texts(part, layout), *placebo_texts(part, layout)]
+
+# %% ../../nbs/report/30_text.ipynb #c68
 def overview(part: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     "Gives the scores of all pairs at the last epoch; in brackets the paper's, where there are any."
     paper = [f" [{score_text(value)}]" if part.paper.notna().any() else "" for value in part.paper]
@@ -232,7 +259,7 @@ def overview(part: pd.DataFrame, layout: Layout) -> pd.DataFrame:
         cells[pair] = own + beside if cells[pair] == DASH else f"{cells[pair]}; {own}{beside}"
     return pd.DataFrame([{"row": row} | cells for row, cells in found.items()])
 
-# %% ../../nbs/report/30_text.ipynb #c64
+# %% ../../nbs/report/30_text.ipynb #c70
 def overviews(table: pd.DataFrame, layout: Layout) -> dict[str, pd.DataFrame]:
     "Gives an overview for all sections that differ in nothing but the pair, by their title."
     groups = [(dict(zip(SECTION, by)), part)
@@ -241,14 +268,14 @@ def overviews(table: pd.DataFrame, layout: Layout) -> dict[str, pd.DataFrame]:
     names = distinct([head(section) for section, _ in groups], [section for section, _ in groups])
     return {name: overview(part, layout) for name, (_, part) in zip(names, groups)}
 
-# %% ../../nbs/report/30_text.ipynb #c66
+# %% ../../nbs/report/30_text.ipynb #c72
 def readables(table: pd.DataFrame, layout: Layout) -> dict[str, pd.DataFrame]:
     "Gives all sections of a summary as they are printed, by their titles."
     parts = divided(table)
     names = titles([dict(zip(SECTION, by)) for by in parts])
     return {name: readable(part, layout) for name, part in zip(names, parts.values())}
 
-# %% ../../nbs/report/30_text.ipynb #c68
+# %% ../../nbs/report/30_text.ipynb #c74
 def sections_text(table: pd.DataFrame, layout: Layout) -> str:
     "Writes the overviews and all sections of a summary as Markdown."
     pairs, parts = overviews(table, layout), divided(table).values()
@@ -257,7 +284,7 @@ def sections_text(table: pd.DataFrame, layout: Layout) -> str:
         text += [f"**{escape(name)}**", markdown(frame), *map(escape, statements(part, layout))]
     return "\n\n".join(text)
 
-# %% ../../nbs/report/30_text.ipynb #c71
+# %% ../../nbs/report/30_text.ipynb #c77
 def reading(table: pd.DataFrame, layout: Layout) -> str:
     "Tells how the numbers of a report are read."
     over = [name for name in layout.references if table[f"over {name}"].notna().any()]
@@ -271,7 +298,7 @@ def reading(table: pd.DataFrame, layout: Layout) -> str:
         paper,
         table.diverged.any() and "A cell of which a run diverged has no mean.", REST]))
 
-# %% ../../nbs/report/30_text.ipynb #c72
+# %% ../../nbs/report/30_text.ipynb #c78
 SCORES = (
     "{} in percent: mean ± sample standard deviation over seeds (number of seeds). The *last "
     "epoch* is the number to compare. The *best epoch* is picked by its score on the test images "
@@ -294,12 +321,12 @@ REST = (
     "work of their networks. The three numbers after a data set's name count its training, "
     "validation and test images.")
 
-# %% ../../nbs/report/30_text.ipynb #c75
+# %% ../../nbs/report/30_text.ipynb #c81
 def concerned(plan: dict) -> str:
     "Gives the title of what a plan is about: data, preset and changes, for all its sections."
     return head(section_of(plan, {"protocol": "", "teacher": "", "student": ""}))
 
-# %% ../../nbs/report/30_text.ipynb #c77
+# %% ../../nbs/report/30_text.ipynb #c83
 def stated_once(plans: list[dict], field: str) -> dict[str, tuple]:
     "Gives each different value that a field of the plans has, with the titles it concerns."
     found = {}
@@ -309,13 +336,13 @@ def stated_once(plans: list[dict], field: str) -> dict[str, tuple]:
         if concerned(plan) not in heads: heads.append(concerned(plan))
     return found
 
-# %% ../../nbs/report/30_text.ipynb #c79
+# %% ../../nbs/report/30_text.ipynb #c85
 def notes_text(plans: list[dict]) -> str:
     "Writes what a reader must know about data, each note once, as Markdown."
     return "\n\n".join(f"> **{escape('; '.join(heads))}.** {escape(note)}"
                        for note, heads in stated_once(plans, "note").values())
 
-# %% ../../nbs/report/30_text.ipynb #c81
+# %% ../../nbs/report/30_text.ipynb #c87
 def choices_text(choices) -> str:
     "Writes choices, each with its value and source, as a Markdown table."
     return markdown(pd.DataFrame([*map(list, choices)], columns=["choice", "value", "source"]))
@@ -331,7 +358,7 @@ def settings_text(plans: list[dict]) -> str:
                for choices, heads in sets]
     return "\n\n".join(f"**{escape(head)}**\n\n{choices_text(own)}" for head, own in tables if own)
 
-# %% ../../nbs/report/30_text.ipynb #c85
+# %% ../../nbs/report/30_text.ipynb #c91
 def code_text(runs: pd.DataFrame, current: dict[str, str] | None, written=escape) -> str:
     "Tells how many runs were made by other code than the present one; \"\" for none."
     def count(n): return f"{n} run" + "s" * (n != 1)
@@ -342,14 +369,14 @@ def code_text(runs: pd.DataFrame, current: dict[str, str] | None, written=escape
     return (f"{count(n)} {was} made by other code than the present one: {names}. "
             f"`-p force True` trains {them} again.")
 
-# %% ../../nbs/report/30_text.ipynb #c87
+# %% ../../nbs/report/30_text.ipynb #c93
 def missing_text(plans: list[dict], results: dict[str, dict]) -> str:
     "Tells how many of the runs that were asked for have no result; \"\" where all have one."
     asked = {entry["run"] for plan in plans for entry in plan["entries"]}
     lacking = len(asked - results.keys())
     return f"{lacking} of {len(asked)} runs have no result yet." if lacking else ""
 
-# %% ../../nbs/report/30_text.ipynb #c90
+# %% ../../nbs/report/30_text.ipynb #c96
 INTO = {"students": "the trained networks' own steps", "teacher": "teachers' answers",
         "input": "input", "evaluation": "evaluation"}
 
@@ -366,7 +393,7 @@ def spent_text(results: dict[str, dict]) -> str:
         return f"Of {whole:,.0f} {kind} seconds went {', '.join(shares)} and {last}."
     return " ".join(one(kind, spent) for kind, spent in sorted(found.items()) if any(spent.values()))
 
-# %% ../../nbs/report/30_text.ipynb #c93
+# %% ../../nbs/report/30_text.ipynb #c99
 def show(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None,  # digests of the present code, by name
@@ -376,9 +403,9 @@ def show(
     runs, table = laid or laid_out(plans, results, layout)
     return "\n\n".join(filter(None, [
         notes_text(plans), missing_text(plans, results), code_text(runs, current),
-        sections_text(table, layout), spent_text(results)]))
+        floor_text(table), sections_text(table, layout), spent_text(results)]))
 
-# %% ../../nbs/report/30_text.ipynb #c95
+# %% ../../nbs/report/30_text.ipynb #c101
 def log_text(
     plans: list[dict], results: dict[str, dict], layout: Layout,
     current: dict[str, str] | None = None, width: int = 160, laid: tuple | None = None,

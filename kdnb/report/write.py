@@ -17,8 +17,9 @@ from .cells import Layout, divided, laid_out, sections_of, slug, titles
 from .figures import Drawing, figures_of
 from .looks import marked, png
 from .sampling import joined, keep_labels, known_labels
-from .text import (code_text, devices_of, escape, markdown, missing_text, notes_text,
-                              overviews, readable, reading, settings_text, spent_text, statements)
+from .text import (code_text, devices_of, escape, floor_text, markdown, missing_text,
+                              notes_text, overviews, readable, reading, settings_text, spent_text,
+                              statements)
 from ..store import write_changed, write_whole
 
 # %% ../../nbs/report/50_write.ipynb #c6
@@ -63,7 +64,7 @@ def opening(
     pairs = overviews(table, layout)
     paper = " (in brackets: the paper's)" if table.paper.notna().any() else ""
     return [f"# {escape(layout.title)}", notes_text(plans), missing_text(plans, results),
-            reading(table, layout), *["## All pairs"] * bool(pairs),
+            floor_text(table), reading(table, layout), *["## All pairs"] * bool(pairs),
             *[f"**{escape(name)}**{paper}\n\n{markdown(cells)}" for name, cells in pairs.items()]]
 
 # %% ../../nbs/report/50_write.ipynb #c19

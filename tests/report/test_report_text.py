@@ -260,7 +260,7 @@ def test_a_whole_table_says_its_verdict_and_what_it_rests_on(tmp_path):
     rows = SCORES | {"at": [80.1, 80.9, 79.5], "kd": [88.2, 88.9, 87.4]}
     table, own = part_of(grid(rows))
     said, at = statements(table, own), table.set_index("row")
-    assert said[0] == f"Over student alone: 3 rows, 5 %, Holm's correction. Above: Gram KD. Below: at. Not separable: 1." and len(said) == 3
+    assert said[0] == f"Over student alone: 3 rows, 5 %, Holm's correction. Above: Gram KD. Below: at. Not separable: 1." and len(said) == 4
     assert said[2] == (f"Seeds as blocks: 3 rows (cross-entropy): residual standard deviation {at.loc['kd', 'block sd']:.2f} with 4 degrees of freedom, "
                        f"Bartlett's p = {at.loc['kd', 'block p']:.2g}.")
     write_report(tmp_path, [plan_of(grid(rows))], keyed(grid(rows)), own, figures=False)
