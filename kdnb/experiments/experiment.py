@@ -547,9 +547,11 @@ class Experiment(Parameters):
 
     @property
     def settings(self) -> Shown:
-        "The choices that decide the numbers, with their sources."
-        from kdnb.report.text import settings_text
-        return Shown(settings_text(self.records))
+        "What the runs can find, and the choices that decide the numbers, with their sources."
+        from kdnb.report.plan import earlier_table
+        from kdnb.report.text import foreseen_text, settings_text
+        found = foreseen_text(self.records, len(self.all_seeds), earlier_table(self.folder))
+        return Shown(f"{found}\n\n{settings_text(self.records)}")
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c41
 def terms_of(

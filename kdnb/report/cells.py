@@ -7,9 +7,9 @@ __all__ = ['PRINTED', 'SECTION', 'TAKEN', 'UNTESTED', 'CELL', 'FIXED', 'PLACEBO'
            'title', 'slug', 'without_seed', 'details', 'score_columns', 'teachers_of', 'facts_of', 'needed',
            'entry_facts', 'flat', 'check_metric', 'mean_sd', 'score_names', 'spreads_of', 'lost_text', 'cells_of',
            'value_text', 'told_apart', 'variants', 'printed_for', 'compared_with', 'by_seed', 'differences',
-           'block_groups', 'places_of', 'block_columns', 'right_by_seed', 'over', 'placebo_columns', 'gains_of',
-           'ordered', 'row_name', 'summary', 'check_objectives', 'of_section', 'sections_of', 'divided', 'distinct',
-           'titles', 'further_scores', 'laid_out', 'other_code']
+           'block_groups', 'places_of', 'block_columns', 'right_by_seed', 'over', 'placebo_columns', 'compared',
+           'gains_of', 'ordered', 'row_name', 'summary', 'check_objectives', 'of_section', 'sections_of', 'divided',
+           'distinct', 'titles', 'further_scores', 'laid_out', 'other_code']
 
 # %% ../../nbs/report/20_cells.ipynb #c2
 import re
@@ -21,6 +21,7 @@ import pandas as pd
 from .blocks import compare_in_blocks, equal_spreads, placed_rows
 from .paired import compare_rows, holm
 from .placebo import placebo_of
+from .plan import added_later
 from .sampling import image_errors, right_answers, widened
 from ..registry import InputError, unknown
 from ..store import digest_of
@@ -154,22 +155,28 @@ def needed(record: dict) -> dict:
 def entry_facts(plan: dict, entry: dict) -> dict:
     "Gives what a report takes from an entry of a plan."
     row = "assistant" if entry["role"] == "assistant" else entry["row"]
-    return section_of(plan, entry) | {"role": entry["role"], "row": row, "note": plan["note"]}
+    return section_of(plan, entry) | {"role": entry["role"], "row": row, "note": plan["note"],
+                                      "recorded": plan.get("recorded", 0)}
 
 # %% ../../nbs/report/20_cells.ipynb #c38
+CELL = [*SECTION, "role", "row", "objective", "cell"]
+
+
 def flat(
     plans: list[dict],         # records of a table's plans
     results: dict[str, dict],  # records of results, by key
     metric: str = "top1",
 ) -> pd.DataFrame:             # a row per entry that has a result
-    "Joins plans and results; what several plans ask for comes once."
+    """Joins plans and results; what several plans ask for comes once, and "added" is whether only a
+    later plan than the first of its cell asks for it."""
     keys = dict.fromkeys(e["run"] for plan in plans for e in plan["entries"] if e["run"] in results)
     facts = {key: facts_of(results[key], metric) for key in keys}
     check_metric(metric, [results[key] for key in keys])
-    rows = [entry_facts(plan, entry) | facts[entry["run"]] for plan in plans
-            for entry in plan["entries"] if entry["run"] in facts]
-    return pd.DataFrame(rows).drop_duplicates(
-        [*SECTION, "role", "row", "key"], ignore_index=True) if rows else pd.DataFrame()
+    rows = pd.DataFrame([entry_facts(plan, entry) | facts[entry["run"]] for plan in plans
+                         for entry in plan["entries"] if entry["run"] in facts])
+    if rows.empty: return rows
+    rows = rows.assign(added=added_later(rows, CELL)).drop(columns="recorded")
+    return rows.drop_duplicates([*SECTION, "role", "row", "key"], ignore_index=True)
 
 # %% ../../nbs/report/20_cells.ipynb #c39
 def check_metric(metric: str, records: list[dict]):
@@ -184,9 +191,8 @@ def mean_sd(values: pd.Series) -> tuple[float, float]:
     return values.mean(), values.std(ddof=1) if len(values) > 1 else np.nan
 
 # %% ../../nbs/report/20_cells.ipynb #c48
-CELL = [*SECTION, "role", "row", "objective", "cell"]
 FIXED = {*CELL, *TAKEN, "net", "seed", "note", "details", "taught", "teachers",
-         "rest", "terms", "predictions"}
+         "rest", "terms", "predictions", "added"}
 
 
 def score_names(frame: pd.DataFrame) -> list[str]:
@@ -219,7 +225,7 @@ def cells_of(runs: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
     first = ["net", "wording", "training", "optimiser", "details", "rest", "terms"]
     table = pd.concat([runs.groupby(at)[[*CELL, *first]].first(), spreads_of(runs, at)], axis=1)
     by = runs.groupby(at)
-    table["n"], table["seconds"] = by.size(), by.seconds.mean()
+    table["n"], table["added"], table["seconds"] = by.size(), by.added.sum(), by.seconds.mean()
     table["device"] = by.device.agg(lambda names: "; ".join(sorted(set(names))))
     table["diverged"] = by.outcome.agg(lambda outcomes: lost_text(list(outcomes)))
     return table, at.to_numpy()
@@ -348,28 +354,32 @@ def over(
     return pd.DataFrame(columns, index=table.index)
 
 # %% ../../nbs/report/20_cells.ipynb #c89
-PLACEBO = ("", " low", " high", " new low", " new high", " n")
+PLACEBO = ("", " low", " high", " new low", " new high", " n", " largest")
 
 
 def placebo_columns(
     table: pd.DataFrame, values: np.ndarray, there: np.ndarray, right: np.ndarray, twins: dict,
 ) -> pd.DataFrame:
-    "Gives which cell each is a placebo of, and the difference with its intervals; NaN for none."
+    """Gives which cell each is a placebo of, the difference with its intervals, and the largest of
+    a seed; NaN for none."""
     students = table.role == "distilled"
     other = np.where(students, placebo_of(table, [*SECTION, "role"], twins), -1)
-    one = compare_rows(differences(values, there, other))
-    half = widened(one["high"] - one["mean"], image_errors(right, other))
-    numbers = [one["mean"], one["low"], one["high"], one["mean"] - half, one["mean"] + half, one["n"]]
+    seen = differences(values, there, other)
+    one = compare_rows(seen)
+    mean = one["mean"]
+    half = widened(one["high"] - mean, image_errors(right, other))
+    largest = np.nanmax(abs(seen), 1, initial=0.0)
+    numbers = [mean, one["low"], one["high"], mean - half, mean + half, one["n"], largest]
     found = {f"placebo{end}": np.where(one["n"] > 0, number, np.nan)
              for end, number in zip(PLACEBO, numbers)}
     of = np.where((other >= 0) & (one["n"] > 0), table.cell.to_numpy()[other], "")
     return pd.DataFrame({"placebo of": of} | found, index=table.index)
 
 # %% ../../nbs/report/20_cells.ipynb #c91
-def gains_of(
+def compared(
     runs: pd.DataFrame, at: np.ndarray, table: pd.DataFrame, layout: Layout,
 ) -> list[pd.DataFrame]:
-    "Gives the columns of all references, of placebos and of the tables of blocks."
+    "Gives the columns of all references, of placebos and of the tables of blocks, of some runs."
     values, there = by_seed(runs, at)
     places = places_of(values, there, block_groups(runs, at, table))
     right, found = right_by_seed(runs, at, layout.labels), []
@@ -381,6 +391,19 @@ def gains_of(
     return [*found, placebo, block_columns(places)]
 
 # %% ../../nbs/report/20_cells.ipynb #c94
+def gains_of(
+    runs: pd.DataFrame, at: np.ndarray, table: pd.DataFrame, layout: Layout,
+) -> list[pd.DataFrame]:
+    "Gives the columns of `compared` for the first seeds, and differences over all seeds."
+    first, names = ~runs.added.to_numpy(), [f"over {name}" for name in layout.references]
+    found = compared(runs[first], at[first], table, layout)
+    ends = [f"{name}{end}" for name in names for end in ("", " low", " high")]
+    every = found if first.all() else compared(runs, at, table, layout)
+    other = pd.concat(every[:len(names)], axis=1)[ends].add_prefix("all ")
+    other.loc[table.groupby(SECTION, sort=False).added.transform("sum") == 0] = np.nan
+    return [*found, other]
+
+# %% ../../nbs/report/20_cells.ipynb #c97
 def ordered(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
     "Orders sections and rows; pairs and protocols stay as the plans have them."
     head = ["data", "sizes", "fingerprint", "preset", "changes"]
@@ -393,13 +416,13 @@ def ordered(table: pd.DataFrame, layout: Layout) -> pd.DataFrame:
                              kind="stable").index
     return table.loc[order].reset_index(drop=True)
 
-# %% ../../nbs/report/20_cells.ipynb #c95
+# %% ../../nbs/report/20_cells.ipynb #c98
 def row_name(cell, layout: Layout) -> str:
     "Gives what a report calls a cell's row; an assistant's with its network."
     name = layout.names.get(cell.row, cell.row)
     return f"{name} ({cell.net})" if cell.role == "assistant" else name
 
-# %% ../../nbs/report/20_cells.ipynb #c96
+# %% ../../nbs/report/20_cells.ipynb #c99
 def summary(
     runs: pd.DataFrame,  # from `flat`
     layout: Layout,
@@ -413,47 +436,47 @@ def summary(
                          name=[row_name(cell, layout) for cell in table.itertuples()])
     return ordered(table.drop(columns=["details", "rest", "terms"]), layout)
 
-# %% ../../nbs/report/20_cells.ipynb #c97
+# %% ../../nbs/report/20_cells.ipynb #c100
 def check_objectives(table: pd.DataFrame, layout: Layout):
     "Checks that the layout names every objective; `InputError` otherwise."
     for objective in table.objective.unique():
         if objective not in layout.objectives:
             raise unknown("objective", objective, layout.objectives)
 
-# %% ../../nbs/report/20_cells.ipynb #c104
+# %% ../../nbs/report/20_cells.ipynb #c107
 def of_section(frame: pd.DataFrame, section) -> pd.DataFrame:
     "Gives the rows of a frame that belong to a section."
     return frame[np.logical_and.reduce([frame[name] == section[name] for name in SECTION])]
 
-# %% ../../nbs/report/20_cells.ipynb #c105
+# %% ../../nbs/report/20_cells.ipynb #c108
 def sections_of(table: pd.DataFrame) -> list[dict[str, str]]:
     "Gives the sections of a frame in order."
     return table[SECTION].drop_duplicates().to_dict("records")
 
-# %% ../../nbs/report/20_cells.ipynb #c107
+# %% ../../nbs/report/20_cells.ipynb #c110
 def divided(frame: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
     "Gives the rows of each section, by the values of its columns, in order."
     return dict(list(frame.groupby(SECTION, sort=False)))
 
-# %% ../../nbs/report/20_cells.ipynb #c110
+# %% ../../nbs/report/20_cells.ipynb #c113
 def distinct(names: list[str], sections: list[dict]) -> list[str]:
     "Gives the names of sections, with the data's fingerprint where they would be equal."
     return [name if names.count(name) == 1 else f"{name}, data {section['fingerprint']}"
             for name, section in zip(names, sections)]
 
-# %% ../../nbs/report/20_cells.ipynb #c111
+# %% ../../nbs/report/20_cells.ipynb #c114
 def titles(sections: list[dict]) -> list[str]:
     "Gives the titles of sections, no two the same."
     return distinct([title(section) for section in sections], sections)
 
-# %% ../../nbs/report/20_cells.ipynb #c114
+# %% ../../nbs/report/20_cells.ipynb #c117
 def further_scores(table: pd.DataFrame) -> list[str]:
     "Gives the scores of a summary beside the metric, where some cell has them."
     own = ("last", "best", "selected", "paper")
     return [name for name in table if f"{name}_sd" in table and name not in own
             and table[name].notna().any()]
 
-# %% ../../nbs/report/20_cells.ipynb #c117
+# %% ../../nbs/report/20_cells.ipynb #c120
 def laid_out(
     plans: list[dict], results: dict[str, dict], layout: Layout,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -464,7 +487,7 @@ def laid_out(
     raise InputError(f"there is nothing to report: of {asked} runs that were asked for "
                      "none has a result yet; train them first.")
 
-# %% ../../nbs/report/20_cells.ipynb #c120
+# %% ../../nbs/report/20_cells.ipynb #c123
 def other_code(
     runs: pd.DataFrame,              # from `flat`
     current: dict[str, str] | None,  # digests of the present code; a name it lacks is not checked

@@ -57,6 +57,7 @@ def placebo_rows(
 
 # %% ../../nbs/report/14_placebo.ipynb #c18
 def floor_of(table: pd.DataFrame) -> pd.Series | None:
-    "Gives the cell of a summary that differs most from what is the same loss; None where none is."
-    if "placebo" not in table or table.placebo.isna().all(): return None
-    return table.loc[table.placebo.abs().idxmax()]
+    "Gives the cell of a summary that differs most from what is the same loss; None where none does."
+    if "placebo" not in table: return None
+    own = table[table["placebo largest"] > 0]
+    return own.loc[own.placebo.abs().idxmax()] if len(own) else None

@@ -119,6 +119,14 @@ def test_a_whole_table_without_a_placebo_says_so_and_two_rows_do_not():
     assert placebo_texts(summary_of(cells({("kd", 1.0): NORM, ("gram", 1.0): COSINE})), layout(twins=TWINS)) == []
 
 
+def test_runs_that_are_the_same_to_the_last_digit_are_no_floor():
+    same = cells({("norm", 0.3): NORM, ("cosine", 0.6): NORM})
+    table = summary_of(same)
+    assert floor_of(table) is None and floor_text(table) == "" and "differs in no seed yet" in placebo_texts(table, layout(twins=TWINS))[0]
+    turned = summary_of(cells({("norm", 0.3): [90.0, 91.0], ("cosine", 0.6): [91.0, 90.0]}))   # no difference on average, one in each seed
+    assert floor_of(turned).placebo == 0 and floor_of(turned)["placebo largest"] == 1 and "by +0.00 [" in placebo_texts(turned, layout(twins=TWINS))[0]
+
+
 def test_a_placebo_has_both_intervals():
     labels = np.arange(DIGITS["test"]) % 10
     made = cells({("norm", 0.3): [270 / 3, 271 / 3, 269 / 3], ("cosine", 0.6): [271 / 3, 270 / 3, 272 / 3]})
