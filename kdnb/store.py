@@ -397,7 +397,8 @@ def read_result(path: Path) -> dict:
 # %% ../nbs/30_store.ipynb #c68
 def plan_name(plan: dict) -> str:
     "Gives the name of a plan's file."
-    return f"{digest_of({k: v for k, v in plan.items() if k not in ('schema', 'digest')})[:16]}.json"
+    said = {k: v for k, v in plan.items() if k not in ("schema", "digest", "recorded")}
+    return f"{digest_of(said)[:16]}.json"
 
 
 def read_plan(path: Path) -> dict:
@@ -461,11 +462,11 @@ class Store:
         return list(map(read_plan, paths.values()))
 
     def add_plan(self, plan: dict) -> Path:
-        "Writes a plan's record, if it is new."
-        name = plan_name(plan)
-        path = self.folder/"plans"/plan["table"]/name
-        known = [folder/"plans"/plan["table"]/name for folder in self.folders]
-        if not any(other.exists() for other in known): write_whole(path, sealed(plan))
+        "Writes a plan's record, if it is new, with how many of its table were recorded before it."
+        name, place = plan_name(plan), Path("plans")/plan["table"]
+        known = {path.name for folder in self.folders for path in (folder/place).glob("*.json")}
+        path = self.folder/place/name
+        if name not in known: write_whole(path, sealed(plan | {"recorded": len(known)}))
         return path
 
     def finish(self, record: dict):

@@ -152,6 +152,15 @@ def test_a_plan_is_written_once_and_not_where_it_is_published(tmp_path):
     assert sorted(len(p["entries"]) for p in own.plans("t")) == [0, 1] and own.plans("u") == []
 
 
+def test_plans_are_numbered_in_the_order_in_which_they_were_recorded(tmp_path):
+    published, own = Store(tmp_path/"published"), Store(tmp_path/"own", tmp_path/"published")
+    plans = [{"table": "t", "entries": [{"run": key}]} for key in "abc"]
+    published.add_plan(plans[1])
+    for plan in (plans[2], plans[0], plans[1], plans[2]): own.add_plan(plan)
+    own.add_plan(plans[0] | {"table": "u"})
+    assert {p["entries"][0]["run"]: p["recorded"] for p in own.plans("t")} == {"b": 0, "c": 1, "a": 2} and own.plans("u")[0]["recorded"] == 0
+
+
 def test_checking_a_folder_leaves_nothing_in_it(tmp_path):
     Store(tmp_path/"new").check()
     assert list((tmp_path/"new").iterdir()) == []

@@ -388,6 +388,7 @@ class Experiment(Parameters):
     OBJECTIVES: ClassVar[dict[str, str]] = {"ce": "cross-entropy", "supcon": "SupCon"}
     RECIPE: ClassVar[str] = ""     # what files of tuned weights call the experiment
     FIRST: ClassVar[int] = 0       # seed
+    TWINS: ClassVar[dict] = {"cosine": ("norm", 2.0)}  # one loss under two names, times the weight
 
     @abstractmethod
     def entries(self, images: Images) -> list[Entry]:
@@ -609,7 +610,15 @@ class Experiment(Parameters):
         first, rows = {"teacher": "Teacher", "student": "Student alone"}, self.table.rows
         more = {BASELINE: rows.get(BASELINE, "KD"), "assistant": "Assistant"}
         return Layout(self.table.title, first | rows | more, self.REFERENCES, self.OBJECTIVES,
-                      self.printed)
+                      self.printed, labels=self.labels, twins=self.TWINS)
+
+    @property
+    def labels(self) -> dict:
+        "The labels of test images, of these sets and of those that reports keep, by fingerprint."
+        from kdnb.report.sampling import joined, known_labels
+        folders = [folder/self.table.name for folder in self.store.folders]
+        own = {images.identity.fingerprint: images.test_y.cpu().numpy() for images in self.sets}
+        return joined(known_labels(folders), own)
 
     @property
     def records(self) -> list[dict]:
@@ -670,9 +679,11 @@ class Experiment(Parameters):
 
     @property
     def settings(self) -> Shown:
-        "The choices that decide the numbers, with their sources."
-        from kdnb.report.text import settings_text
-        return Shown(settings_text(self.records))
+        "What the runs can find, and the choices that decide the numbers, with their sources."
+        from kdnb.report.plan import earlier_table
+        from kdnb.report.text import foreseen_text, settings_text
+        found = foreseen_text(self.records, len(self.all_seeds), earlier_table(self.folder))
+        return Shown(f"{found}\n\n{settings_text(self.records)}")
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c48
 def terms_of(

@@ -14,8 +14,8 @@ from kdnb.report.cells import PRINTED, flat, laid_out, of_section, sections_of, 
 from kdnb.report.example import DIGITS, config_of, diverged, keyed, many_losses, plan_of, result_of, scores_of, three_runs, two_pairs
 from kdnb.report.measures import COLUMNS, About, write_measures
 from kdnb.report.write import write_report
-from kdnb.report.text import (blocks, code_text, difference_text, escape, labels, log_text, markdown, missing_text, notes_text, overviews, plain, readable,
-                              reading, score_text, settings_text, show)
+from kdnb.report.text import (blocks, block_texts, code_text, difference_text, escape, labels, log_text, markdown, missing_text, notes_text, overviews, plain, readable,
+                              reading, score_text, settings_text, show, statements, verdict_text)
 
 NASTY = ["a|b", "*star* **bold**", "_under_ __score__ snake_case", "`code`", "<b>tag</b> <script>alert(1)</script>", "a & b &amp; c", "[link](http://x)",
          "![image](x.png)", "[ref]: http://x", "$x$ and $$y$$", "# heading", "- item", "+ item", "1. item", "2) item", "12. item", "345) item", "~~gone~~", "back\\slash", "--- ", "a\nb\n\nc",
@@ -254,3 +254,23 @@ def test_a_column_wider_than_the_page_has_a_block_of_its_own():
 def test_a_plan_without_a_note_hides_none_of_the_others():
     plan = plan_of(grid(SCORES))
     assert "a word" in notes_text([plan | {"note": ""}, plan | {"note": "a word"}]) and notes_text([plan | {"note": ""}]) == ""
+
+
+def test_a_whole_table_says_its_verdict_and_what_it_rests_on(tmp_path):
+    rows = SCORES | {"at": [80.1, 80.9, 79.5], "kd": [88.2, 88.9, 87.4]}
+    table, own = part_of(grid(rows))
+    said, at = statements(table, own), table.set_index("row")
+    assert said[0] == f"Over student alone: 3 rows, 5 %, Holm's correction. Above: Gram KD. Below: at. Not separable: 1." and len(said) == 4
+    assert said[2] == (f"Seeds as blocks: 3 rows (cross-entropy): residual standard deviation {at.loc['kd', 'block sd']:.2f} with 4 degrees of freedom, "
+                       f"Bartlett's p = {at.loc['kd', 'block p']:.2g}.")
+    write_report(tmp_path, [plan_of(grid(rows))], keyed(grid(rows)), own, figures=False)
+    for text in ((tmp_path/"table.md").read_text(encoding="utf-8"), show([plan_of(grid(rows))], keyed(grid(rows)), own), log_text([plan_of(grid(rows))], keyed(grid(rows)), own, width=10_000)):
+        assert all(line in text.replace("\\", "") for line in said)
+
+
+def test_rows_are_named_with_their_objective_where_there_are_several_and_two_rows_have_no_verdict():
+    cells = grid({"student": SCORES["student"], "kd": SCORES["kd"], "gram": SCORES["gram"]}) + grid({"kd": [70.0, 70.2, 69.9]}, objective="supcon")
+    table, own = part_of(cells)
+    assert "Below: KD (SupCon)." in verdict_text(table, own, "student alone")
+    few = part_of(grid({"student": SCORES["student"], "kd": SCORES["kd"]}))[0]
+    assert statements(few, own) == [] == block_texts(few, own) and "paired t test" in reading(few, own)
