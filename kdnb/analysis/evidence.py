@@ -5,19 +5,25 @@
 # %% auto #0
 __all__ = ['PROBE', 'SCORES', 'HERE', 'PRESETS', 'Runs', 'PROTOCOLS', 'Address', 'asked', 'spec_of', 'measured_as', 'as_run',
            'own_objective', 'address_of', 'comparable', 'Trial', 'validation', 'trial', 'scored', 'of_entry',
-           'from_runs', 'from_measures', 'tables_of', 'measures_of', 'gathered', 'evidence', 'runs_of', 'mixed',
-           'samples', 'estimate', 'planned', 'protocols_of', 'conditions', 'said', 'judged']
+           'from_runs', 'from_measures', 'Setting', 'Role', 'setting_of', 'roles_in_runs', 'roles_in_measures',
+           'by_setting', 'tables_of', 'measures_of', 'gathered', 'Evidence', 'evidence', 'best_way', 'runs_of', 'mixed',
+           'samples', 'intervals', 'claimed', 'estimate', 'planned', 'protocols_of', 'conditions', 'said', 'chance',
+           'answer_of', 'compared', 'judged', 'role_of', 'summed', 'transferred', 'speaks', 'nearness', 'setting_text',
+           'scaled_answer', 'scaled', 'length_only', 'check_of', 'checked']
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c2
 import itertools
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .claims import Cell, Contrast, contrasts, digits_of, in_print, one_sum, selected
-from .verdict import collapse_verdict, verdict
+from .claims import (ABOUT, HOLDS, Cell, Contrast, contrasts, digits_of, in_print,
+                                  one_sum, selected)
+from .verdict import (CLOSE, CONTRADICTED, OPPOSITE, SAME, SEPARATE, collapse_verdict,
+                                   converged, look, scaled_verdict, verdict, verdict_p)
 from ..engine.metrics import metrics
 from ..registry import losses, parsed
 from ..report.cells import flat, needed
@@ -41,7 +47,8 @@ class Address(NamedTuple):
 # %% ../../nbs/analysis/82_evidence.ipynb #c7
 def asked(spec: str) -> tuple:
     "Gives the losses and options of a row, whatever their order and spelling."
-    return tuple((name, frozenset(options.items())) for name, options in parsed(spec))
+    def own(name): return losses.canonical(name) if name in losses.names() else name
+    return tuple((own(name), frozenset(options.items())) for name, options in parsed(spec))
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c10
 def spec_of(cell: Cell) -> str:
@@ -98,7 +105,7 @@ def address_of(cell: Cell, preset: str, protocol: str) -> Address:
     return Address(preset, protocol, row=asked(spec_of(cell)), metric=metric, place=place, **found)
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c23
-PRESETS = ("paper", "fast")
+PRESETS = ("paper",)
 
 
 def comparable(row) -> bool:
@@ -115,6 +122,8 @@ class Trial(NamedTuple):
     same: tuple         # data set and its fingerprint, precision
     path: str           # file, below the folder of reports
     table: str          # whose report shows it
+    epochs: int         # of the last phase
+    images: int         # that it was trained on
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c25
 def validation(record: dict) -> float:
@@ -128,7 +137,8 @@ def trial(record: dict, way: str, table: str, value: float) -> Trial:
     config = record["config"]
     same = config["data"]["name"], config["data"]["fingerprint"], config["precision"]
     return Trial(config["seed"], value, validation(record), way, same,
-                 f"runs/{record['key']}.json", table)
+                 f"runs/{record['key']}.json", table, config["phases"][-1]["epochs"],
+                 config["data"]["train"])
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c29
 def scored(record: dict) -> dict[str, float]:
@@ -168,16 +178,72 @@ def from_measures(measures: pd.DataFrame, frame: pd.DataFrame, results: dict, ta
     return found
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c41
+class Setting(NamedTuple):
+    "Under what runs were made: a section of a report."
+    preset: str
+    changes: str
+    protocol: str
+    data: str
+    sizes: str
+    teacher: str
+    student: str
+
+
+class Role(NamedTuple):
+    "What a number is of, whatever the setting."
+    row: tuple
+    objective: str
+    metric: str
+    place: str
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c42
+def setting_of(row, sizes: str) -> Setting:
+    "Gives the setting of an entry of a report, or of a measure."
+    return Setting(row.preset, row.changes, row.protocol, row.data, sizes, row.teacher, row.student)
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c43
+def roles_in_runs(frame: pd.DataFrame, results: dict[str, dict], table: str) -> list[tuple]:
+    "Gives setting, role and trial of all entries of a table's report but digits."
+    return [(setting_of(row, row.sizes), Role(asked(row.row), row.objective, metric, ""),
+             trial(results[row.key], row.cell, table, value))
+            for row in frame.itertuples()
+            if row.role != "assistant" and "digits" not in row.data
+            for metric, value in scored(results[row.key]).items()]
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c45
+def roles_in_measures(measures: pd.DataFrame, frame: pd.DataFrame, results: dict, table: str) -> list:
+    "Gives setting, role and trial of what was measured inside networks."
+    known = {row.key: row for row in frame.itertuples() if "digits" not in row.data}
+    found = []
+    for row in measures.dropna(subset="value").itertuples():
+        if row.key not in known: continue
+        run, role = known[row.key], Role(asked(row.method), row.objective, row.measure, row.place)
+        one = trial(results[row.key], run.cell, table, row.value * (1 if row.measure == PROBE else 100))
+        found.append((setting_of(row, run.sizes), role,
+                      one._replace(path=f"{table}/measures.csv")))
+    return found
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c47
+def by_setting(found: list[tuple[Setting, Role, Trial]]) -> dict:
+    "Gives the trials of each setting and role, every run once."
+    settings, seen = {}, set()
+    for setting, role, one in found:
+        if (setting, role, one.way, one.same, one.seed) in seen: continue
+        seen.add((setting, role, one.way, one.same, one.seed))
+        settings.setdefault(setting, {}).setdefault(role, []).append(one)
+    return settings
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c50
 def tables_of(store: Store, pattern: str) -> list[str]:
     "Gives the names of the folders that a pattern finds in a store, each once."
     return sorted({path.parent.name for folder in store.folders for path in folder.glob(pattern)})
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c42
+# %% ../../nbs/analysis/82_evidence.ipynb #c51
 def measures_of(store: Store, table: str) -> pd.DataFrame:
     "Reads what a table's report has measured, in all folders of a store."
     return pd.concat([read_measures(folder/table) for folder in store.folders])
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c43
+# %% ../../nbs/analysis/82_evidence.ipynb #c52
 Runs = dict[Address, list[Trial]]
 
 
@@ -190,38 +256,51 @@ def gathered(found: list[tuple[Address, Trial]]) -> Runs:
         runs.setdefault(where, []).append(one)
     return runs
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c45
-def evidence(store: Store) -> Runs:
-    "Gives all comparable numbers of a store, by address."
-    results, found, frames = store.results(take=needed), [], [pd.DataFrame(columns=["key"])]
+# %% ../../nbs/analysis/82_evidence.ipynb #c54
+class Evidence(NamedTuple):
+    "All numbers of a store that may say something of a claim."
+    runs: Runs = {}                                      # in a paper's setting, by address
+    scaled: dict[Setting, dict[Role, list[Trial]]] = {}  # all, by setting and role
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c55
+def evidence(store: Store) -> Evidence:
+    "Gives all numbers of a store: those in a paper's setting by address, all by setting and role."
+    results, frames = store.results(take=needed), [pd.DataFrame(columns=["key"])]
+    near, far = [], []
     for table in tables_of(store, "plans/*/*.json"):
         frames.append(flat(store.plans(table), results))
-        found += from_runs(frames[-1], results, table)
+        near += from_runs(frames[-1], results, table)
+        far += roles_in_runs(frames[-1], results, table)
     every = pd.concat(frames)
     for table in tables_of(store, "*/measures.csv"):
-        found += from_measures(measures_of(store, table), every, results, table)
-    return gathered(found)
+        measures = measures_of(store, table)
+        near += from_measures(measures, every, results, table)
+        far += roles_in_measures(measures, every, results, table)
+    return Evidence(gathered(near), by_setting(far))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c48
-def runs_of(cell: Cell, runs: Runs, preset: str, protocol: str) -> dict[int, Trial]:
-    "Gives a cell's runs under a protocol, by seed."
+# %% ../../nbs/analysis/82_evidence.ipynb #c58
+def best_way(trials: list[Trial]) -> dict[int, Trial]:
+    "Gives the trials of the way with the most seeds, then the best validation, by seed."
     ways = {}
-    for one in runs.get(address_of(cell, preset, protocol), []):
-        ways.setdefault((one.way, one.same), {})[one.seed] = one
+    for one in trials: ways.setdefault((one.way, one.same), {})[one.seed] = one
     def rank(trials): return len(trials), np.mean([one.validation for one in trials.values()])
     return max(ways.values(), key=rank, default={})
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c51
+# %% ../../nbs/analysis/82_evidence.ipynb #c59
+def runs_of(cell: Cell, runs: Runs, preset: str, protocol: str) -> dict[int, Trial]:
+    "Gives a cell's runs under a protocol, by seed."
+    return best_way(runs.get(address_of(cell, preset, protocol), []))
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c62
 def mixed(trials: list[Trial]) -> bool:
     "Tells whether trials are of different precisions, or on different images of one data set."
     images, precisions = {one.same[:2] for one in trials}, {one.same[2] for one in trials}
     return len(precisions) > 1 or len({name for name, _ in images}) < len(images)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c53
-def samples(found: list[Contrast], runs: Runs, preset: str, protocol: str) -> tuple:
+# %% ../../nbs/analysis/82_evidence.ipynb #c64
+def samples(found: list[Contrast], trials_of) -> tuple:
     "Gives the contrasts of each seed, a column per contrast, and their trials; None if one lacks."
-    cells = dict.fromkeys(cell for contrast in found for cell in contrast.cells)
-    own = {cell: runs_of(cell, runs, preset, protocol) for cell in cells}
+    own = {cell: trials_of(cell) for contrast in found for cell in contrast.cells}
     seeds = sorted(set.intersection(*map(set, own.values())))
     used = [trials[seed] for trials in own.values() for seed in seeds]
     if not seeds or mixed(used): return None, []
@@ -229,24 +308,33 @@ def samples(found: list[Contrast], runs: Runs, preset: str, protocol: str) -> tu
                        for seed in seeds])
     return values, used
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c56
-def estimate(values: np.ndarray, found: list[Contrast], margin: float) -> dict:
-    "Gives seeds, mean, interval, the detectable gap, and the seeds that the claimed gaps need."
+# %% ../../nbs/analysis/82_evidence.ipynb #c67
+def intervals(values: np.ndarray, used: list[Trial]) -> dict[str, float]:
+    "Gives the 95 % intervals of contrasts' mean: over seeds, and over new test images too."
+    with np.errstate(invalid="ignore"): low, high = interval(values.mean(1))
+    return {"low": low, "high": high, "low_images": np.nan, "high_images": np.nan}
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c70
+def claimed(found: list[Contrast], margin: float) -> list[float]:
+    "Gives the gap that a paper claims of each contrast: its margin, or what its tables print."
+    if margin > 0 and len(found) == 1: return [margin]
+    return [abs(contrast.value(in_print)) for contrast in found]
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c72
+def estimate(values: np.ndarray, used: list[Trial], found: list[Contrast], margin: float) -> dict:
+    "Gives seeds, mean, intervals, the detectable gap, and the seeds that the claimed gaps need."
     with np.errstate(invalid="ignore"): means = values.mean(1)
-    low, high = interval(means)
     finite, n = np.isfinite(values).all() and len(values) > 1, len(values)
     sds = values.std(axis=0, ddof=1) if finite else [np.nan] * len(found)
-    wanted = [margin] if margin > 0 and len(found) == 1 else [
-        abs(contrast.value(in_print)) for contrast in found]
-    needed = [seeds_needed(gap, sd) for gap, sd in zip(wanted, sds)]
+    needed = [seeds_needed(gap, sd) for gap, sd in zip(claimed(found, margin), sds)]
     return {"n": n, "difference": means.mean() if np.isfinite(means).all() else np.nan,
-            "low": low, "high": high, "seeds": max(needed),
+            **intervals(values, used), "seeds": max(needed),
             "detectable": detectable(max(sds), n) if finite else np.nan}
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c59
+# %% ../../nbs/analysis/82_evidence.ipynb #c75
 def planned(claim, cells: list[Cell]) -> float:
     "Gives the seeds that a claim's gap needs by the printed spreads, if runs are not paired."
-    if claim.relation in ("text", "eq", "diverges"): return np.nan
+    if claim.relation in ("text", "diverges", *ABOUT): return np.nan
     needed = []
     for contrast in contrasts(claim, cells):
         spread = math.fsum((w * cell.std)**2 for cell, w in contrast.parts[0][0].items())**0.5
@@ -254,8 +342,8 @@ def planned(claim, cells: list[Cell]) -> float:
         needed.append(seeds_needed(gap, spread) if spread > 0 else np.nan)
     return max(needed) if needed and not np.isnan(needed).any() else np.nan
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c62
-PROTOCOLS = {paper: ("matched", "as-published") for paper in ("ckd", "dcd", "supcrd")}
+# %% ../../nbs/analysis/82_evidence.ipynb #c78
+PROTOCOLS = {paper: ("as-published", "matched") for paper in ("ckd", "dcd", "supcrd")}
 
 
 def protocols_of(paper: str) -> tuple[str, ...]:
@@ -267,26 +355,158 @@ def conditions(paper: str) -> list[tuple[str, str]]:
     "Gives the presets and protocols under which a paper's claims are judged, in order."
     return list(itertools.product(PRESETS, protocols_of(paper)))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c64
+# %% ../../nbs/analysis/82_evidence.ipynb #c80
 def said(claim, values: np.ndarray) -> str:
     "Gives the verdict of a claim's contrasts."
     if claim.relation == "diverges": return collapse_verdict(values[:, 0])
     margin = abs(float(claim.margin or np.nan)) - digits_of(claim.margin)
     return verdict(values, margin, claim.relation)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c66
+# %% ../../nbs/analysis/82_evidence.ipynb #c81
+def chance(claim, values: np.ndarray) -> float:
+    "Gives the smallest level at which a claim's verdict stands; NaN where none is computed."
+    if claim.relation == "diverges": return np.nan
+    margin = abs(float(claim.margin or np.nan)) - digits_of(claim.margin)
+    return verdict_p(values, margin, claim.relation)
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c84
+def answer_of(claim, found: list[Contrast], values: np.ndarray, used: list[Trial]) -> dict:
+    "Gives verdict, probability, numbers, files and tables of a claim's contrasts, at the last look."
+    n = len(look(range(len(values))))
+    looked = values[:n] if n else values
+    return {"verdict": said(claim, looked) if n else SEPARATE,
+            "p": chance(claim, looked) if n else 1.0,
+            "files": sorted({one.path for one in used}),
+            "tables": sorted({one.table for one in used}),
+            **estimate(looked, used, found, abs(float(claim.margin or np.nan)))}
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c86
+def compared(claim, cells: list[Cell]) -> list[Contrast]:
+    "Gives what is computed for a claim from runs; nothing for a claim of words."
+    if claim.relation == "text": return []
+    if claim.relation != "diverges": return contrasts(claim, cells)
+    return [one_sum(cell.name, {cell: 1}) for cell in selected(claim.left, claim.paper, cells)]
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c88
 def judged(claim, cells: list[Cell], runs: Runs) -> list[dict]:
     "Tells what runs say about a claim, under each protocol and preset that has all it needs."
-    if claim.relation == "text" or not runs: return []
-    found = contrasts(claim, cells) if claim.relation != "diverges" else [
-        one_sum(cell.name, {cell: 1}) for cell in selected(claim.left, claim.paper, cells)]
-    answers = []
-    for preset, protocol in conditions(claim.paper):
-        values, used = samples(found, runs, preset, protocol)
+    found, answers = compared(claim, cells) if runs else [], []
+    for preset, protocol in conditions(claim.paper) if found else []:
+        values, used = samples(found, lambda cell: runs_of(cell, runs, preset, protocol))
         if values is None: continue
         answers.append({"protocol": ", ".join(filter(None, [protocol, preset])),
-                        "verdict": said(claim, values),
-                        "files": sorted({one.path for one in used}),
-                        "tables": sorted({one.table for one in used}),
-                        **estimate(values, found, abs(float(claim.margin or np.nan)))})
+                        **answer_of(claim, found, values, used)})
     return answers
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c102
+def role_of(cell: Cell) -> Role:
+    "Gives the role of a paper's cell."
+    where = address_of(cell, "", "")
+    return Role(where.row, where.objective, where.metric, where.place)
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c104
+def summed(side: dict) -> dict:
+    "Gives the weights of cells by their roles; what cancels drops out."
+    found = {}
+    for cell, weight in side.items():
+        found[role_of(cell)] = found.get(role_of(cell), 0) + weight
+    return {role: weight for role, weight in found.items() if abs(weight) > 1e-9}
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c106
+def transferred(found: list[Contrast]) -> list[Contrast]:
+    "Gives contrasts in roles instead of cells, each once; those that vanish are left out."
+    kept = {}
+    for contrast in found:
+        parts = tuple((summed(top), summed(bottom)) for top, bottom in contrast.parts)
+        lost = any(not new[0] or bool(new[1]) != bool(old[1])
+                   for new, old in zip(parts, contrast.parts))
+        if not lost: kept.setdefault(str(parts[0]), Contrast(contrast.name, parts))
+    return list(kept.values())
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c109
+def speaks(setting: Setting, used: list[Cell]) -> bool:
+    "Tells whether runs in a setting are scaled evidence for a claim about these cells."
+    data = {as_run(cell)["data"] for cell in used}
+    if len(data) > 1 or (used[0].paper == "hakd" and setting.data not in data): return False
+    ours = [(as_run(cell)["teacher"], as_run(cell)["student"]) for cell in used]
+    own_pair = any((teacher or setting.teacher, student or setting.student)
+                   == (setting.teacher, setting.student) for teacher, student in ours)
+    published = setting.preset in PRESETS and not setting.changes and setting.data in data
+    return not (published and own_pair)
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c112
+def nearness(setting: Setting, used: list[Trial], data: str) -> tuple:
+    "Gives what settings are ordered by, the nearest to a paper's data set largest."
+    seen = min(one.epochs * one.images for one in used)
+    seeds = len({one.seed for one in used})
+    return (bool(re.search(rf"\b{re.escape(data)}\b", setting.data)),
+            setting.protocol != "matched", seen, seeds)
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c114
+def setting_text(setting: Setting, used: list[Trial]) -> str:
+    "Gives a setting in words."
+    epochs = "/".join(str(n) for n in sorted({one.epochs for one in used}))
+    how = [setting.protocol, f"{setting.data} {setting.sizes}",
+           f"{setting.teacher} → {setting.student}", f"{epochs} epochs"]
+    return ", ".join(filter(None, how))
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c116
+def scaled_answer(claim, found: list[Contrast], values: np.ndarray, used: list[Trial]) -> dict:
+    "Gives what the contrasts of one other setting say of a claim, with its numbers and files."
+    margin = abs(float(claim.margin or np.nan))
+    gaps = [gap for gap in claimed(found, margin) if gap > 0]
+    told = estimate(values, used, found, margin)
+    if claim.relation == "diverges":
+        word = {HOLDS: SAME, CONTRADICTED: OPPOSITE}.get(collapse_verdict(values[:, 0]), CLOSE)
+    else:
+        word = scaled_verdict(values, min(gaps, default=np.nan), claim.relation, told["detectable"])
+    return {"verdict": word, **told, "files": sorted({one.path for one in used}),
+            "tables": sorted({one.table for one in used})}
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c118
+def scaled(claim, cells: list[Cell], settings: dict) -> list[dict]:
+    "Tells what runs outside the paper's setting say about a claim, the nearest setting first."
+    found = compared(claim, cells) if settings else []
+    cells_used = list(dict.fromkeys(cell for contrast in found for cell in contrast.cells))
+    moved, answers = transferred(found), []
+    margin = abs(float(claim.margin or np.nan))
+    for setting, roles in settings.items() if moved else []:
+        if not speaks(setting, cells_used): continue
+        values, used = samples(moved, lambda role: best_way(roles.get(role, [])))
+        if values is None or len(values) < 2: continue
+        answers.append(scaled_answer(claim, found, values, used)
+                       | {"told": setting_text(setting, used),
+                          "near": nearness(setting, used, as_run(cells_used[0])["data"])})
+    return sorted(answers, key=lambda answer: answer["near"], reverse=True)
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c123
+def length_only(setting: Setting, used: list[Cell]) -> bool:
+    "Tells whether a setting is the paper's but for the number of epochs."
+    short = setting.preset != "quick" and re.fullmatch(r"(epochs \d+)?", setting.changes)
+    return bool(short) and not speaks(setting._replace(preset="paper", changes=""), used)
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c125
+def check_of(claim, found: list[Contrast], lengths: dict, protocol: str) -> dict | None:
+    "Gives the verdict of the longest of some runs if half the epochs say the same; None if not."
+    long = max(lengths)
+    values, used = lengths[long]
+    for short, (half, _) in lengths.items():
+        if 2 * short > long or len(half) != len(values) or not converged(half, values): continue
+        told = f"{long} epochs, converged: {short} give the same"
+        return {"protocol": ", ".join(filter(None, [protocol, told])),
+                **answer_of(claim, found, values, used)}
+    return None
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c127
+def checked(claim, cells: list[Cell], settings: dict) -> list[dict]:
+    "Gives the verdict of the longest runs in a paper's setting that passed a convergence check."
+    found = compared(claim, cells) if claim.relation != "diverges" else []
+    used_cells = list(dict.fromkeys(cell for contrast in found for cell in contrast.cells))
+    tried = {}
+    for setting, roles in settings.items() if found else []:
+        if not length_only(setting, used_cells): continue
+        values, used = samples(found, lambda cell: best_way(roles.get(role_of(cell), [])))
+        if values is not None and look(range(len(values))):
+            tried.setdefault(setting.protocol, {})[max(one.epochs for one in used)] = values, used
+    answers = [check_of(claim, found, lengths, protocol) for protocol, lengths in tried.items()]
+    return [answer for answer in answers if answer]
