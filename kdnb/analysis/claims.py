@@ -119,8 +119,8 @@ class Contrast:
     def value(self, of) -> float:
         "The contrast, where `of` gives a cell's value; infinite for a run that diverged."
         def total(side): return math.fsum(weight * of(cell) for cell, weight in side.items())
-        with np.errstate(invalid="ignore"):
-            return float(np.mean([total(top) / (total(bottom) if bottom else 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(np.mean([np.divide(total(top), total(bottom) if bottom else 1.0)
                                   for top, bottom in self.parts]))
 
 # %% ../../nbs/analysis/80_claims.ipynb #c23

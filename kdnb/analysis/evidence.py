@@ -8,8 +8,8 @@ __all__ = ['PROBE', 'SCORES', 'HERE', 'PRESETS', 'Runs', 'PROTOCOLS', 'Address',
            'from_runs', 'from_measures', 'Setting', 'Role', 'setting_of', 'roles_in_runs', 'roles_in_measures',
            'by_setting', 'tables_of', 'measures_of', 'gathered', 'Evidence', 'evidence', 'best_way', 'runs_of', 'mixed',
            'samples', 'intervals', 'claimed', 'estimate', 'planned', 'protocols_of', 'conditions', 'said', 'chance',
-           'answer_of', 'compared', 'judged', 'role_of', 'summed', 'transferred', 'speaks', 'nearness', 'setting_text',
-           'scaled_answer', 'scaled', 'length_only', 'check_of', 'checked']
+           'answer_of', 'compared', 'judged', 'role_of', 'summed', 'transferred', 'in_setting', 'speaks', 'nearness',
+           'setting_text', 'scaled_answer', 'scaled', 'length_only', 'check_of', 'checked']
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c2
 import itertools
@@ -424,17 +424,24 @@ def transferred(found: list[Contrast]) -> list[Contrast]:
     return list(kept.values())
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c109
-def speaks(setting: Setting, used: list[Cell]) -> bool:
+def in_setting(setting: Setting, used: list[Cell]) -> list[bool]:
+    "Tells of each cell whether runs in a setting would be the paper's own, whatever their length."
+    def own(cell):
+        here = as_run(cell)
+        return (here["data"] == setting.data and here["teacher"] in ("", setting.teacher)
+                and here["student"] in ("", setting.student))
+    return [own(cell) for cell in used]
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c111
+def speaks(setting: Setting, used: list[Cell], judged: bool = False) -> bool:
     "Tells whether runs in a setting are scaled evidence for a claim about these cells."
     data = {as_run(cell)["data"] for cell in used}
     if len(data) > 1 or (used[0].paper == "hakd" and setting.data not in data): return False
-    ours = [(as_run(cell)["teacher"], as_run(cell)["student"]) for cell in used]
-    own_pair = any((teacher or setting.teacher, student or setting.student)
-                   == (setting.teacher, setting.student) for teacher, student in ours)
-    published = setting.preset in PRESETS and not setting.changes and setting.data in data
-    return not (published and own_pair)
+    own = in_setting(setting, used)
+    published = setting.preset in PRESETS and not setting.changes
+    return not (published and (any(own) if judged else all(own)))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c112
+# %% ../../nbs/analysis/82_evidence.ipynb #c115
 def nearness(setting: Setting, used: list[Trial], data: str) -> tuple:
     "Gives what settings are ordered by, the nearest to a paper's data set largest."
     seen = min(one.epochs * one.images for one in used)
@@ -442,7 +449,7 @@ def nearness(setting: Setting, used: list[Trial], data: str) -> tuple:
     return (bool(re.search(rf"\b{re.escape(data)}\b", setting.data)),
             setting.protocol != "matched", seen, seeds)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c114
+# %% ../../nbs/analysis/82_evidence.ipynb #c117
 def setting_text(setting: Setting, used: list[Trial]) -> str:
     "Gives a setting in words."
     epochs = "/".join(str(n) for n in sorted({one.epochs for one in used}))
@@ -450,7 +457,7 @@ def setting_text(setting: Setting, used: list[Trial]) -> str:
            f"{setting.teacher} → {setting.student}", f"{epochs} epochs"]
     return ", ".join(filter(None, how))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c116
+# %% ../../nbs/analysis/82_evidence.ipynb #c119
 def scaled_answer(claim, found: list[Contrast], values: np.ndarray, used: list[Trial]) -> dict:
     "Gives what the contrasts of one other setting say of a claim, with its numbers and files."
     margin = abs(float(claim.margin or np.nan))
@@ -463,15 +470,14 @@ def scaled_answer(claim, found: list[Contrast], values: np.ndarray, used: list[T
     return {"verdict": word, **told, "files": sorted({one.path for one in used}),
             "tables": sorted({one.table for one in used})}
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c118
-def scaled(claim, cells: list[Cell], settings: dict) -> list[dict]:
+# %% ../../nbs/analysis/82_evidence.ipynb #c121
+def scaled(claim, cells: list[Cell], settings: dict, judged: bool = False) -> list[dict]:
     "Tells what runs outside the paper's setting say about a claim, the nearest setting first."
     found = compared(claim, cells) if settings else []
     cells_used = list(dict.fromkeys(cell for contrast in found for cell in contrast.cells))
     moved, answers = transferred(found), []
-    margin = abs(float(claim.margin or np.nan))
     for setting, roles in settings.items() if moved else []:
-        if not speaks(setting, cells_used): continue
+        if not speaks(setting, cells_used, judged): continue
         values, used = samples(moved, lambda role: best_way(roles.get(role, [])))
         if values is None or len(values) < 2: continue
         answers.append(scaled_answer(claim, found, values, used)
@@ -479,13 +485,13 @@ def scaled(claim, cells: list[Cell], settings: dict) -> list[dict]:
                           "near": nearness(setting, used, as_run(cells_used[0])["data"])})
     return sorted(answers, key=lambda answer: answer["near"], reverse=True)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c123
+# %% ../../nbs/analysis/82_evidence.ipynb #c126
 def length_only(setting: Setting, used: list[Cell]) -> bool:
-    "Tells whether a setting is the paper's but for the number of epochs."
+    "Tells whether a setting is that of all cells but for the number of epochs."
     short = setting.preset != "quick" and re.fullmatch(r"(epochs \d+)?", setting.changes)
-    return bool(short) and not speaks(setting._replace(preset="paper", changes=""), used)
+    return bool(short) and all(in_setting(setting, used))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c125
+# %% ../../nbs/analysis/82_evidence.ipynb #c128
 def check_of(claim, found: list[Contrast], lengths: dict, protocol: str) -> dict | None:
     "Gives the verdict of the longest of some runs if half the epochs say the same; None if not."
     long = max(lengths)
@@ -497,7 +503,7 @@ def check_of(claim, found: list[Contrast], lengths: dict, protocol: str) -> dict
                 **answer_of(claim, found, values, used)}
     return None
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c127
+# %% ../../nbs/analysis/82_evidence.ipynb #c130
 def checked(claim, cells: list[Cell], settings: dict) -> list[dict]:
     "Gives the verdict of the longest runs in a paper's setting that passed a convergence check."
     found = compared(claim, cells) if claim.relation != "diverges" else []

@@ -18,7 +18,8 @@ from ..report.paired import holm, interval
 SEPARATE, DIRECTION, CONTRADICTED = "not separable at this n", "direction only", "contradicted"
 OPEN, NOT_RUN = "underspecified", "not run"
 NO_COMMAND = "no command yet"
-PROVED, COUNTED, TIMED = ({word: f"decided by {what}: {word}" for word in ("holds", "false")}
+PROVED, COUNTED, TIMED = ({word: f"decided by {what}: {word}"
+                           for word in ("holds", "in part", "false")}
                           for what in ("algebra", "code or counting", "timing"))
 DECIDED = (*PROVED.values(), *COUNTED.values(), *TIMED.values())  # without training
 VERDICTS = (HOLDS, DIRECTION, SEPARATE, CONTRADICTED, OPEN, *DECIDED, NOT_RUN, NO_COMMAND)
@@ -92,7 +93,7 @@ def verdict_p(samples, margin: float = np.nan, relation: str = "gt") -> float:
     enough = {HOLDS: (HOLDS,), CONTRADICTED: (CONTRADICTED,), DIRECTION: (HOLDS, DIRECTION)}
     enough = enough.get(said, (HOLDS, DIRECTION, CONTRADICTED))
     def stands(level): return verdict(samples, margin, relation, level) in enough
-    low, high = 1e-9, 1 - 1e-9
+    low, high = (1e-9, LEVEL) if said in enough and said != SEPARATE else (LEVEL, 1 - 1e-9)
     if stands(low): return low
     if not stands(high): return 1.0
     for _ in range(40):
