@@ -42,7 +42,7 @@ def ckd_loss(
     target = torch.arange(len(s), device=s.device)
     return F.cross_entropy(ckd_scores(s, t, triple) / tau, target)
 
-# %% ../../nbs/losses/45_ckd.ipynb #c55
+# %% ../../nbs/losses/45_ckd.ipynb #c64
 @losses.register("ckd")
 class CKD(VectorTerm):
     "Contrast of each image's unit logits with those of the batch (ckd, Eq. 14)."
