@@ -34,9 +34,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @lru_cache
 def images(name, classes=10):
-    "A stand-in for a data set: its name and shape, and no images worth looking at."
+    "A stand-in for a data set: its name and shape, and no images worth looking at; of \"held NAME\" some are held out."
     digits, x = load_images("digits").split(validation=200, train=100, test=100), torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
-    return replace(digits, name=name, train_x=x, test_x=x, val_x=x, val_y=digits.val_y[:100], mean=(0.5,) * 3, std=(0.5,) * 3,
+    held = 100 * name.startswith("held ")
+    return replace(digits, name=name.removeprefix("held "), train_x=x, test_x=x, val_x=x[:held], val_y=digits.val_y[:held], mean=(0.5,) * 3, std=(0.5,) * 3,
                    classes=tuple(map(str, range(classes))))
 
 
@@ -141,7 +142,7 @@ def test_the_verdict_follows_the_runs(tmp_path, by, options, verdict):
 
 
 SMALLER = [{"preset": "fast"}, {"preset": "quick"}, {"changes": {"size": 16}}, {"preset": "fast", "changes": {"epochs": 3}}, {"data": "part of cifar10"},
-           {"note": "part of the images", "changes": {"size": 16}}, {"data": "stl10"}]
+           {"note": "part of the images", "changes": {"size": 16}}, {"data": "stl10"}, {"data": "held cifar10"}]
 
 
 @pytest.mark.parametrize("options", SMALLER)
@@ -151,11 +152,25 @@ def test_a_verdict_needs_the_papers_setting_and_smaller_runs_are_scaled_evidence
     now = row(tmp_path, "L06")
     assert now.verdict == before.verdict == NOT_RUN and now.n == now.evidence == "" and now.scaled == SAME
     assert now.scaled_n == 5 and now.scaled_low < now.scaled_difference < now.scaled_high and now.scaled_detectable > 0
-    assert "epochs" in now.setting and options.get("data", "cifar10") in now.setting and len(now.scaled_evidence.split(";")) == 10
+    assert "epochs" in now.setting and options.get("data", "cifar10").removeprefix("held ") in now.setting and len(now.scaled_evidence.split(";")) == 10
     book = book_of(tmp_path)
     text = claims_text(book, slips(book))
     line = next(line for line in text.splitlines() if line.startswith("| L06 "))
     assert "| **not run** | same direction: " in line and "n = 5: +1.21 [" in line and "MDE" in line
+
+
+def shared_teacher(folder, above):
+    "Made-up results of five students of one teacher that is `above` points better than they are."
+    def score(entry):
+        if entry.role == "teacher": return 75 + above if entry.run.seed == 0 else None
+        return 75 + 0.1 * entry.run.seed if entry.row == "dcd+kd" else None
+    write(folder, pair_plan("dcd_table1", ("wrn_40_2-wrn_16_2",), "dcd+kd"), score, changes={"teachers": 1, "evaluations": 240})
+
+
+def test_one_teacher_of_all_students_stands_beside_each_of_them(tmp_path):
+    shared_teacher(tmp_path, -2.0)
+    now = row(tmp_path, "D05")
+    assert now.n == 5 and abs(now.difference - 2.2) < 1e-9 and now.protocol == "as-published, paper"
 
 
 @pytest.mark.parametrize("by,sd,word", [(-1.2, 0.01, OPPOSITE), (0.05, 0.2, "not separable (MDE "), (0.4, 1.5, "cannot speak (MDE ")])
