@@ -315,7 +315,8 @@ def mixed(trials: list[Trial]) -> bool:
 # %% ../../nbs/analysis/82_evidence.ipynb #c67
 def beside_all(own: dict) -> dict:
     "Gives the trials of cells or roles by seed, a single teacher's at all seeds of the others."
-    def teaches(one): return asked("teacher") == (asked(one.method) if isinstance(one, Cell) else one.row)
+    def teaches(one):
+        return asked("teacher") == (asked(one.method) if isinstance(one, Cell) else one.row)
     seeds = {seed for one, trials in own.items() if not teaches(one) for seed in trials}
     def spread(trials): return dict.fromkeys(seeds, *trials.values())
     return {one: spread(trials) if teaches(one) and len(trials) == 1 and seeds else trials
@@ -514,7 +515,8 @@ def scaled(claim, cells: list[Cell], settings: dict, judged: bool = False) -> li
 def length_only(setting: Setting, used: list[Cell]) -> bool:
     "Tells whether a setting is that of all cells but for the number of epochs."
     short = re.fullmatch(r"(epochs \d+)?", other_changes(setting.changes))
-    return bool(short) and setting.preset != "quick" and whole(setting.sizes) and all(in_setting(setting, used))
+    allowed = bool(short) and setting.preset != "quick" and whole(setting.sizes)
+    return allowed and all(in_setting(setting, used))
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c133
 def check_of(claim, found: list[Contrast], lengths: dict, protocol: str) -> dict | None:
