@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from kdnb.analysis.claims import EQUAL, FAILS, HOLDS, NOISE, UNKNOWN, claims_table, contrasts, in_print, inside, numbers, selected
+from kdnb.analysis.adversarial import KEPT
+from kdnb.analysis.classes import ACROSS, APART
 from kdnb.analysis.evidence import HERE, Evidence, evidence
 from kdnb.analysis.layers import DEBIASED
 from kdnb.analysis.ledger import ELSEWHERE, KINDS, among_many, claims_text, front_counts, front_text, ledger, linked, slips, to_run
@@ -278,6 +280,32 @@ def test_a_measure_inside_networks_changes_its_row(tmp_path):
     assert f"here, {CONTRADICTED}: paper, n = 5: +10.00" in row(tmp_path, "L22").statement
 
 
+def test_the_similarity_of_classes_is_evidence_for_the_weights_beside_none(tmp_path):
+    table = Table("supcrd", "supcrd", (), "Table", {"supcrd": "SupCRD"}, ("resnet56-resnet20",), dataset="cifar10")
+    plan = CRDBenchmark(table=table, loss="supcrd,supcrd_lw@variant=a", pair="all", protocol="matched", preset="fast", seeds=3, device="cpu", precision="bf16").plan(images("cifar10"))
+    write(tmp_path, plan, lambda entry: 90)
+    where = {"data": "cifar10", "preset": "fast", "changes": "", "protocol": "matched", "teacher": "resnet56", "student": "resnet20", "objective": "ce", "measure": APART, "place": ACROSS}
+    rows = [where | {"method": entry.row, "seed": entry.run.seed, "value": 0.2 + 0.03 * ("lw" in entry.row) + 0.01 * entry.run.seed, "key": entry.run.key}
+            for entry in plan.entries if entry.role == "distilled"]
+    write_measures(tmp_path/"supcrd_classes", About("Similarity"), rows)
+    now = row(tmp_path, "S05")
+    assert now.verdict == NOT_RUN and now.scaled == SAME and abs(now.scaled_difference - 3) < 1e-9 and now.scaled_evidence == "supcrd_classes/measures.csv"
+
+
+def test_right_answers_under_attack_are_told_under_a_reading(tmp_path):
+    p = HAKD(table=Table("hakd_table1", "hakd", ("table1",), "Table", {"pca_gl": "PCA + GL"}), loss="pca_gl,hint", preset="paper", seeds=5, device="cpu", precision="bf16")
+    plan = p.plan(images("cifar10 as is"))
+    write(tmp_path, plan, lambda entry: 80)
+    where = {"data": "cifar10 as is", "preset": "paper", "changes": "", "protocol": "", "teacher": "vit_b_16@weights=IMAGENET1K_V1", "student": "resnet50_imagenet@size=224",
+             "objective": "ce", "measure": f"{KEPT} PGD", "place": "eps 2/255"}
+    rows = [where | {"method": name, "seed": entry.run.seed, "value": value + 0.001 * entry.run.seed, "key": entry.run.key}
+            for entry in plan.entries for net, name, value in (("vit", "pca_gl", 0.5), ("wide", "hint from cnn", 0.45))
+            if entry.role == "distilled" and entry.teacher.startswith(net) and entry.row == name.split()[0]]
+    write_measures(tmp_path/"hakd_noise", About("Noise"), rows)
+    now = row(tmp_path, "H09")
+    assert now.verdict == OPEN and "By the reading here, holds: paper, n = 5: +5.00" in now.statement
+
+
 def test_measures_of_runs_that_are_not_comparable_change_nothing(tmp_path):
     look_inside(tmp_path, "quick", cosine=0.9, gram=0.8, supcon=0.6)
     assert row(tmp_path, "L22").statement == row(tmp_path/"nothing", "L22").statement
@@ -375,10 +403,10 @@ def test_numbers_of_the_ledger_are_finite():
 
 
 def test_the_measures_that_claims_ask_for_are_those_that_reports_have():
-    known = {metric for metric, _ in difference_numbers((torch.eye(3), torch.eye(3)))} | {DEBIASED, "shared nearest 10"}
+    known = {metric for metric, _ in difference_numbers((torch.eye(3), torch.eye(3)))} | {DEBIASED, "shared nearest 10", APART, f"{KEPT} PGD"}
     metrics = {cell.metric for claim in claims_table("claims").itertuples() for side in (claim.left, claim.right) for part in side.split(" ; ")
                if part.startswith("run:") for cell in selected(part, claim.paper, []) if "place=" in cell.setting}
-    assert len(metrics) == 3 and metrics <= known
+    assert len(metrics) == 5 and metrics <= known
 
 
 def test_hostile_names_of_tables_and_texts_make_no_markup_in_the_ledger():
