@@ -18,10 +18,10 @@ from kdnb.analysis.adversarial import KEPT
 from kdnb.analysis.classes import ACROSS, APART
 from kdnb.analysis.evidence import HERE, Evidence, evidence
 from kdnb.analysis.layers import DEBIASED
-from kdnb.analysis.ledger import ELSEWHERE, KINDS, among_many, claims_text, front_counts, front_text, ledger, linked, slips, to_run
+from kdnb.analysis.ledger import ELSEWHERE, KINDS, STEPS, among_many, claims_text, front_counts, front_text, ledger, linked, settled, slips, timings, to_run
 from kdnb.analysis.logits import difference_numbers
 from kdnb.analysis.verdict import (CONTRADICTED, COUNTED, DECIDED, DIRECTION, LEVEL, NO_COMMAND, NOT_RUN, OPEN, OPPOSITE, PROVED, SAME, SEPARATE,
-                                   VERDICTS, verdict_p)
+                                   TIMED, VERDICTS, verdict_p)
 from kdnb.data.images import load_images
 from kdnb.experiments.crd_benchmark import CRDBenchmark
 from kdnb.experiments.experiment import Table
@@ -226,7 +226,7 @@ def test_a_verdict_has_to_stand_among_all_claims_of_its_paper():
 
 def test_a_weak_verdict_falls_among_many(tmp_path):
     spread(tmp_path, 1.2, "paper", 0.4, seeds=5)
-    now, algebra = row(tmp_path, "L06"), claims_table("algebra")
+    now, algebra = row(tmp_path, "L06"), settled()
     family = sum(to_run(claim, algebra) for claim in claims_table("claims").itertuples() if claim.paper == "lee2025")
     assert now.verdict == SEPARATE and now.p / family < LEVEL <= now.p and family > 5
 
@@ -474,3 +474,38 @@ def test_the_front_page_counts_what_the_ledger_has():
     typed = "".join("".join(cell["source"]) for cell in json.loads((ROOT/"nbs/index.ipynb").read_text())["cells"])
     assert not re.search(r"\d+ (claims|places|of \d+ claims)", typed)
     assert front_text(book.assign(verdict=HOLDS)) != text
+
+
+def timing(folder, *rows):
+    "A report on timings, of ratios with their lowest and highest."
+    frame = pd.DataFrame([{"benchmark": "step", "pair": "resnet32x4-resnet8x4", "case": case, "against": "ckd", "ratio": ratio, "lowest": low, "highest": high,
+                           "rounds": 5, "machine": machine} for machine, case, ratio, low, high in rows])
+    frame.to_csv(folder/"steps.csv", index=False)
+    return timings(folder/"steps.csv").query("claim == 'C39'")
+
+
+CPU, GPU = "AMD EPYC (AVX2), 1 thread(s), torch 2.13.0, Python 3.11.7", "NVIDIA H100"
+
+
+def test_timings_settle_a_claim_where_all_rounds_agree_and_name_the_machine(tmp_path):
+    found = timing(tmp_path, (CPU, "reviewkd", 2.0, 1.9, 2.2), (CPU, "crd", 1.1, 1.0, 1.2))
+    assert list(found.verdict) == [TIMED["holds"], TIMED["false"]]
+    assert all("AMD EPYC (AVX2), 1 thread(s)" in because and "5 rounds" in because and "torch" not in because for because in found.because)
+    assert len(timing(tmp_path, (CPU, "crd", 1.6, 1.4, 1.7))) == 0, "rounds on both sides of a bound settle nothing"
+    assert len(timings(tmp_path/"nothing.csv")) == 0
+
+
+def test_a_gpu_that_was_measured_counts_before_a_processor(tmp_path):
+    found = timing(tmp_path, (GPU, "crd", 2.1, 2.0, 2.2), (CPU, "crd", 1.1, 1.0, 1.2))
+    assert list(found.verdict) == [TIMED["holds"]] and GPU in found.because.iloc[0]
+
+
+def test_claims_about_time_are_decided_by_what_was_measured():
+    assert STEPS.exists() and {"C39", "L27", "D22"} <= set(timings().claim)
+    book = ledger(Evidence()).set_index("id")
+    for key in ("C39", "L27", "D22"):
+        now = book.loc[key]
+        assert now.verdict in TIMED.values() and "nbs/benchmarks/steps.ipynb" in now.evidence
+        assert re.search(r"\d\.\d\d times, \d+\.\d\d to \d+\.\d\d in \d rounds, ", now.statement) and "thread" in now.statement
+    table = claims_table("timing")
+    assert (table.low.astype(float) < table.high.astype(float)).all() and set(table.claim) <= set(claims_table("claims").id)
