@@ -121,7 +121,7 @@ class Nothing:
     def same(self, *given, **named) -> "Nothing": return self
 
     __call__ = __lt__ = __and__ = __invert__ = __add__ = __radd__ = __mul__ = __rmul__ = same
-    __iadd__ = float = detach = isfinite = backward = zero_grad = step = same
+    __iadd__ = float = copy_ = detach = isfinite = backward = zero_grad = step = same
 
     @property
     def logits(self) -> "Nothing": return self

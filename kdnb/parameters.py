@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST', 'assigned', 'injected', 'typed', 'declared', 'executed', 'check_names', 'given', 'flag', 'words', 'counted',
-           'could_be_folder', 'folder', 'check_device', 'no_device', 'torch_device', 'device_name']
+           'could_be_folder', 'folder', 'check_device', 'no_device', 'torch_device', 'device_name', 'ways']
 
 # %% ../nbs/35_parameters.ipynb #c2
 import ast
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from .errors import LARGEST, InputError, brief, unknown, whole
+from .registry import parsed
 
 # %% ../nbs/35_parameters.ipynb #c4
 def assigned(source: str) -> list[str]:
@@ -88,7 +89,7 @@ def words(name: str, value) -> list[str]:
 
 # %% ../nbs/35_parameters.ipynb #c27
 MOST = {"seeds": 1000, "epochs": 100_000, "batch": 1_000_000, "evaluations": 100_000,
-        "streams": 256}
+        "count": 256}
 
 # %% ../nbs/35_parameters.ipynb #c28
 def counted(
@@ -153,3 +154,19 @@ def device_name(device) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+# %% ../nbs/35_parameters.ipynb #c41
+def ways(name: str, value) -> dict:
+    """Reads the ways to use a device, as in "graphs+streams@count=4", as the fields of `Speed` that
+    they set; `InputError` for what is none, or given twice."""
+    wrong = InputError(f"{name}={brief(value)} is neither plain nor made of compiled, graphs, tf32 "
+                       "and streams@count=4, joined by '+'.")
+    try: found = parsed(value) if isinstance(value, str) else [(None, {})]
+    except InputError: raise wrong from None
+    fields = {}
+    for way, options in found:
+        if (way, list(options)) == ("streams", ["count"]) and way not in fields:
+            fields[way] = counted("count", options["count"], 2)
+        elif way in ("compiled", "graphs", "tf32") and not options: fields[way] = True
+        elif found != [("plain", {})]: raise wrong
+    return fields

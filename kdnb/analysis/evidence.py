@@ -16,6 +16,7 @@ __all__ = ['PROBE', 'SCORES', 'HERE', 'PRESETS', 'NEUTRAL', 'Runs', 'PROTOCOLS',
 import itertools
 import math
 import re
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -95,6 +96,7 @@ def own_objective(cell: Cell) -> str:
     return own[0] if own else cell.teacher_objective
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c20
+@cache
 def address_of(cell: Cell, preset: str, protocol: str) -> Address:
     "Gives the address of a paper's cell in runs of a preset and a protocol."
     metric, place = measured_as(cell)

@@ -33,12 +33,13 @@ from .learner import Learner, state
 from .progress import LONG, Board, Progress, duration, forecast, pace, tell
 from .provenance import circumstances, code_of
 from .queue import Queue, closure, depth
+from .replay import Replay
 from .restore import restore
 from .run import Phase, Plan, Run
 from .teacher_cache import (
     EVERY, TeacherCache, answer_bytes, every_view, load_cache, save_cache)
 from .train import (
-    TAUGHT, Teachers, epochs_ahead, inputs, train_epoch, views_for)
+    TAUGHT, Flight, Teachers, epochs_ahead, inputs, train_epoch, views_for)
 from ..models.pretrained import network
 from ..parameters import device_name
 from ..registry import InputError
@@ -214,21 +215,23 @@ class Speed:
     "How the device is used."
     compiled: bool = False  # networks go through torch.compile
     streams: int = 1        # students in flight at a time on a GPU
+    graphs: bool = False    # a GPU replays the steps of a group from one graph
     tf32: bool = False      # fp32 products of a GPU may be rounded to ten bits
     cudnn_benchmark: bool = True  # cuDNN tries its algorithms, except where they must be repeatable
 
     def compile(self, nets, phase: Phase, device):
         "Compiles networks in place, where that is wanted."
-        graphs = device.type == "cuda" and phase.batch <= 256
+        graphs = device.type == "cuda" and phase.batch <= 256 and not self.graphs
         if self.compiled:
             for net in nets: net.compile(mode="reduce-overhead" if graphs else "default")
 
-    def prepare(self, group: list[Learner], teachers: Teachers) -> list:
-        "Compiles what a group runs; gives the streams on which its students are in flight, if any."
+    def prepare(self, group: list[Learner], teachers: Teachers) -> Flight:
+        "Compiles what a group runs; gives how its steps go to its device, one by one on a CPU."
         device, own = group[0].device, [net for l in group for net in (l.net, l.peer) if net]
         self.compile([*own, *teachers.nets.values()], group[0].current, device)
-        if device.type != "cuda" or self.streams < 2: return []
-        return [torch.cuda.Stream(device) for _ in range(self.streams)]
+        if device.type != "cuda": return Flight()
+        several = range(self.streams if self.streams > 1 else 0)
+        return Flight(tuple(torch.cuda.Stream(device) for _ in several), Replay() if self.graphs else None)
 
 # %% ../../nbs/engine/70_execute.ipynb #c43
 @dataclass(frozen=True)
@@ -447,7 +450,7 @@ def report_epoch(group: list[Learner], records: list[dict], session: Session, be
     session.progress.epoch(line(group, records, time.monotonic() - began), points)
 
 # %% ../../nbs/engine/70_execute.ipynb #c76
-def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, streams):
+def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, flight: Flight):
     "Takes a group through its epoch; keeps what is finished."
     kind, began = group[0].current.kind, time.monotonic()
     for learner in group: learner.share = image_cost(learner.run, kind, session.cost)
@@ -455,7 +458,7 @@ def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, 
     def tick(done):
         session.progress.tick(done * unit)
         checkpoint(group, session)
-    records = train_epoch(group, session.images, views, teachers, tick, streams)
+    records = train_epoch(group, session.images, views, teachers, tick, flight)
     report_epoch(group, records, session, began)
     for learner in group:
         if learner.done and session.holds(learner.run): keep(learner, session)
@@ -464,11 +467,11 @@ def epoch_of(group: list[Learner], session: Session, views, teachers: Teachers, 
 # %% ../../nbs/engine/70_execute.ipynb #c77
 def train_group(group: list[Learner], session: Session, teachers: Teachers):
     "Trains a group to its end, writing checkpoints and results."
-    streams = session.how.speed.prepare(group, teachers)
+    flight = session.how.speed.prepare(group, teachers)
     session.progress.begin(f"seed {group[0].run.seed}: {members(group)}",
                            sum(work(l.run, session.images, session.cost) for l in group))
     while group:
-        epoch_of(group, session, session.views_for(group[0].current), teachers, streams)
+        epoch_of(group, session, session.views_for(group[0].current), teachers, flight)
         group = [l for l in group if not l.done and session.holds(l.run)]
         if group: checkpoint(group, session)
 

@@ -26,7 +26,8 @@ from .frozen import frozen
 from .learner import Learner, optimiser_of
 from .run import Run
 from .stopwatch import clock
-from .train import Teachers, batches, inputs, objective, open_epoch, train_epoch, views_for
+from .train import (
+    Flight, Teachers, batches, inputs, objective, open_epoch, train_epoch, views_for)
 from ..models.pretrained import network
 
 # %% ../../nbs/engine/72_in_flight.ipynb #c5
@@ -38,11 +39,11 @@ class Students:
     views: Views
     teachers: Teachers
 
-    def epoch(self, streams=()):
-        "Takes them through their first epoch once more, on so many streams of a GPU if any."
+    def epoch(self, flight: Flight = Flight()):
+        "Takes them through their first epoch once more."
         for learner in self.group: learner.epoch = learner.step = 0
         with determined(False, Speed()):
-            train_epoch(self.group, self.images, self.views, self.teachers, streams=streams)
+            train_epoch(self.group, self.images, self.views, self.teachers, flight=flight)
 
 # %% ../../nbs/engine/72_in_flight.ipynb #c6
 def students(runs: list[Run], images: Images, device) -> Students:
@@ -179,10 +180,11 @@ def decided(seconds: dict) -> str:
 def command(way: str) -> str:
     "Tells how a table is made to work in a way."
     count, _, kind = way.partition(" ")
-    return {"streams": f"`-p streams {count}`", "graphs": "`-p compiled True`",
+    return {"streams": f"`-p speed streams@count={count}`", "graphs": "`-p speed graphs`",
+            "compiled": "`-p speed compiled`",
             "processes": f"the same command, {count} times at once",
             "batched": "nothing to type: the engine does not stack students yet",
-            }.get(kind or way, "`-p streams 1`, as it is")
+            }.get(kind or way, "`-p speed plain`, as it is")
 
 # %% ../../nbs/engine/72_in_flight.ipynb #c35
 def several(count: int) -> list[int]:
@@ -191,12 +193,13 @@ def several(count: int) -> list[int]:
 
 # %% ../../nbs/engine/72_in_flight.ipynb #c36
 def ways_of_a_gpu(made: Students, other: Students) -> dict[str, Callable]:
-    "Gives the ways that only a GPU has: graphs, for other learners of the same runs, and streams."
+    "Gives the ways that only a GPU has: a graph, compiled networks of other learners, and streams."
     Speed(compiled=True).prepare(other.group, other.teachers)
+    graph = Speed(graphs=True).prepare(made.group, made.teachers)
     flown = {n: Speed(streams=n).prepare(made.group, made.teachers)
              for n in several(len(made.group))}
-    return {"graphs": other.epoch} | {
-        f"{n} streams": partial(made.epoch, streams) for n, streams in flown.items()}
+    return {"graphs": partial(made.epoch, graph), "compiled": other.epoch} | {
+        f"{n} streams": partial(made.epoch, flight) for n, flight in flown.items()}
 
 # %% ../../nbs/engine/72_in_flight.ipynb #c38
 def ways_of(runs: list[Run], images: Images, device) -> dict[str, Callable]:

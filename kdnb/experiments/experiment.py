@@ -17,7 +17,7 @@ from ..data.images import Images, load_images
 from ..engine.progress import Board, Shown, tell
 from ..engine.provenance import code_now
 from ..engine.run import Entry, Phase, Plan, Run, Weighted, optimised, weighted
-from ..parameters import (check_device, counted, flag, folder, given, torch_device,
+from ..parameters import (check_device, counted, flag, folder, given, torch_device, ways,
                              words)
 from ..registry import (InputError, brief, losses, models, parsed, positive, unknown,
                            whole)
@@ -250,8 +250,7 @@ class Parameters:
     precision: str = "auto"
     device: str = "auto"
     deterministic: bool = False
-    compiled: bool = False
-    streams: int = 1
+    speed: str = "plain"
     tensorboard: str | None = None
     reports: str | None = None
     force: bool = False
@@ -277,9 +276,10 @@ class Parameters:
         for kind, known in (("preset", ("auto", *self.PRESETS)),
                             ("precision", ("auto", "fp32", "bf16"))):
             if getattr(self, kind) not in known: raise unknown(kind, getattr(self, kind), known)
-        for name in ("seeds", "epochs", "batch", "evaluations", "streams"):
+        for name in ("seeds", "epochs", "batch", "evaluations"):
             if getattr(self, name) is not None: counted(name, getattr(self, name))
-        for name in ("deterministic", "compiled", "force"): flag(name, getattr(self, name))
+        for name in ("deterministic", "force"): flag(name, getattr(self, name))
+        ways("speed", self.speed)
         for name in ("tensorboard", "reports"): folder(name, getattr(self, name), Path())
         if self.weight is not None: positive("weight", self.weight)
         if self.optimiser is not None:
@@ -460,7 +460,7 @@ class Experiment(Parameters):
         from kdnb.engine.execute import How, Speed
         curves = folder("tensorboard", self.tensorboard, Path()) if self.tensorboard else None
         return How(self.force, weights, live, self.deterministic,
-                   Speed(self.compiled, self.streams), Board(curves))
+                   Speed(**ways("speed", self.speed)), Board(curves))
 
     def train(self, weights: bool = False, live: bool = True) -> dict[str, dict]:
         "Trains what is missing; gives all results of the plans, by key."

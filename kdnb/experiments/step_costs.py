@@ -31,7 +31,7 @@ def one_step(learner: Learner, teacher, images: Images, i: int) -> float:
     start = time.perf_counter()
     x = inputs(views, phase, 0, 0, index)
     with torch.no_grad(): taught = teacher(x)
-    step(learner, len(todo) * phase.epochs, x, images.train_y[index], index, taught)
+    step(learner, phase.rate(i / (len(todo) * phase.epochs)), i, x, images.train_y[index], index, taught)
     wait()
     return time.perf_counter() - start
 

@@ -24,7 +24,7 @@ from kdnb.engine.optimisers import optimisers
 from kdnb.engine.run import Phase, Run, Weighted, distill, optimised
 from kdnb.engine.teacher_cache import TeacherCache, every_view
 from kdnb.engine.stopwatch import Stopwatch
-from kdnb.engine.train import Teachers, steps_of, views_for
+from kdnb.engine.train import Epoch, Teachers, steps_of, views_for
 from kdnb.models.pretrained import network
 from kdnb.registry import losses
 
@@ -134,7 +134,7 @@ def rehearse(run, images, net, way=""):
         try:
             for learner.phase, phase in enumerate(run.phases):
                 learner.enter()
-                steps_of([learner], images, views_for(phase, images), teachers, tick, (), Stopwatch("cpu"))
+                steps_of(Epoch([learner], images, views_for(phase, images), teachers, Stopwatch("cpu")), tick)
                 watch.on = False
         except Exception as error:
             watch.on = False

@@ -10,6 +10,7 @@ from kdnb.engine import in_flight
 from kdnb.engine.execute import Speed
 from kdnb.engine.in_flight import Batched, Processes, command, decided, elapsed, preferred, several, students, usable, ways_of, ways_of_a_gpu
 from kdnb.engine.run import Phase, Run, distill, weighted
+from kdnb.engine.train import Flight
 
 
 def runs(count, loss="kd", precision="fp32"):
@@ -68,8 +69,8 @@ def test_a_way_that_fails_is_left_out_and_told():
 
 
 def test_what_to_type_names_the_number():
-    assert command("8 streams") == "`-p streams 8`" and "4 times" in command("4 processes") and command("graphs") == "`-p compiled True`"
-    assert "streams 1" in command("in turn") and "engine" in command("batched")
+    assert command("8 streams") == "`-p speed streams@count=8`" and "4 times" in command("4 processes") and command("graphs") == "`-p speed graphs`"
+    assert "speed plain" in command("in turn") and "engine" in command("batched")
     assert [several(n) for n in (1, 2, 3, 8)] == [[], [2], [2], [2, 4, 8]]
 
 
@@ -83,14 +84,14 @@ def test_a_gpu_has_graphs_of_other_learners_and_streams_for_those_in_turn(monkey
     compiled, flown = [], []
     def prepare(self, group, teachers):
         if self.compiled: compiled.extend(group)
-        return ["stream"] * self.streams
+        return Flight(("stream",) * self.streams, self.graphs or None)
     monkeypatch.setattr(Speed, "prepare", prepare)
-    monkeypatch.setattr(in_flight, "train_epoch", lambda group, *rest, streams: flown.append((group, len(streams))))
+    monkeypatch.setattr(in_flight, "train_epoch", lambda group, *rest, flight: flown.append((group, len(flight.streams), flight.graph)))
     made, other = (students(*runs(4), "cpu") for _ in range(2))
     ways = ways_of_a_gpu(made, other)
     for work in ways.values(): work()
-    assert list(ways) == ["graphs", "2 streams", "4 streams"] and compiled == other.group
-    assert flown == [(other.group, 0), (made.group, 2), (made.group, 4)]
+    assert list(ways) == ["graphs", "compiled", "2 streams", "4 streams"] and compiled == other.group
+    assert flown == [(made.group, 1, True), (other.group, 0, None), (made.group, 2, None), (made.group, 4, None)]
 
 
 def test_the_same_runs_have_the_same_teacher_whatever_was_drawn_before():

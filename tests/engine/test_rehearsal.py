@@ -14,7 +14,7 @@ from kdnb.data.views import StrongViews, Views
 from kdnb.engine.learner import Learner
 from kdnb.engine.run import Phase, Run, distill, weighted
 from kdnb.engine.stopwatch import Stopwatch
-from kdnb.engine.train import Teachers, drawn, steps_of
+from kdnb.engine.train import Epoch, Teachers, drawn, steps_of
 from kdnb.models.pretrained import network
 from kdnb.registry import losses
 
@@ -85,7 +85,7 @@ def calls(group, images, steps):
     watch = Stopwatch("cpu")
     watch.every = 50  # as on a GPU
     sys.setprofile(look)
-    try: steps_of(group, images, views, teachers, lambda done: None, (), watch)
+    try: steps_of(Epoch(group, images, views, teachers, watch), lambda done: None)
     finally: sys.setprofile(None)
     return seen
 

@@ -143,7 +143,7 @@ WRONG = [({"loss": "grm"}, "Did you mean 'gram'"), ({"loss": "gram,"}, "loss"), 
          ({"weight": "x"}, "weight='x'"), ({"loss": "supcon", "tau": 0}, "tau=0"), ({"loss": "gram", "tau": 1.0}, "tau was given"),
          ({"on": "logit"}, "logits"), ({"normalize": "all"}, "'both'"), ({"loss": "gram", "normalize": "teacher"}, "gram"),
          ({"device": "tpu"}, "device='tpu'"), ({"device": "cuda:9"}, "cuda:9"), ({"force": "true"}, "force='true'"), ({"reports": 7}, "reports=7"),
-         ({"tensorboard": 7}, "tensorboard=7"), ({"streams": 0}, "streams=0"), ({"compiled": None}, "compiled=None"), ({"loss": "pca_gl"}, "transformer")]
+         ({"tensorboard": 7}, "tensorboard=7"), ({"speed": "streams@count=0"}, "count=0"), ({"speed": None}, "speed=None"), ({"speed": "graphs+quick"}, "tf32"), ({"loss": "pca_gl"}, "transformer")]
 
 
 @pytest.mark.parametrize("given,says", WRONG)
