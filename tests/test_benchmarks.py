@@ -101,3 +101,12 @@ def test_the_benchmark_for_a_gpu_runs_on_a_cpu_and_decides_nothing_there(tmp_pat
     assert table.groupby("network", sort=False).way.apply(list).to_dict() == dict.fromkeys(["resnet20", "resnet8x4", "wrn_16_2"], ["in turn", "2 processes", "batched"])
     assert (np.isfinite(table["times as fast"]) & (table["ms a student-step"] > 0)).all()
     assert "decides nothing" in text and "Decided" not in text and "left out" not in text
+
+
+def test_what_a_loss_takes_more_than_another_is_a_ratio_of_each_round(tmp_path):
+    code, output = papermill(tmp_path, "-p", "rounds", "1", "-p", "imagenet", "0", "-p", "reports", "reports", notebook="steps")
+    assert code == 0, output[-3000:]
+    table = pd.read_csv(tmp_path/"reports/benchmarks/steps.csv")
+    assert set(table.benchmark) == {"step", "loss"} and {"crd", "reviewkd"} <= set(table.case[table.against == "ckd"])
+    assert (table.lowest <= table.ratio).all() and (table.ratio <= table.highest).all() and table.machine.str.contains("1 thread").all()
+    assert "crd" in (tmp_path/"reports/benchmarks/steps.md").read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ from .supcon import supcon_loss
 from ..registry import InputError, losses, one_of, positive
 from ..scores import pair_cross_entropy
 
-# %% ../../nbs/losses/45_ckd.ipynb #n22
+# %% ../../nbs/losses/45_ckd.ipynb #c5
 TRIPLES = ("t_s_s", "s_t_t", "s_t_s")
 
 
@@ -29,7 +29,7 @@ def ckd_scores(
     if triple == "s_t_t": return s @ t.T
     return (s @ s.T).diagonal_scatter((s * t).sum(1))
 
-# %% ../../nbs/losses/45_ckd.ipynb #c5
+# %% ../../nbs/losses/45_ckd.ipynb #c7
 def ckd_loss(
     s: Tensor,              # student's vectors, `[b, d]`
     t: Tensor,              # teacher's vectors, `[b, d]`
@@ -42,7 +42,7 @@ def ckd_loss(
     target = torch.arange(len(s), device=s.device)
     return F.cross_entropy(ckd_scores(s, t, triple) / tau, target)
 
-# %% ../../nbs/losses/45_ckd.ipynb #c29
+# %% ../../nbs/losses/45_ckd.ipynb #c64
 @losses.register("ckd")
 class CKD(VectorTerm):
     "Contrast of each image's unit logits with those of the batch (ckd, Eq. 14)."

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..contract import EmbeddedTerm, Out, unit
 from ..registry import InputError, losses, not_negative, one_of, positive
 
-# %% ../../nbs/losses/46_dcd.ipynb #n21
+# %% ../../nbs/losses/46_dcd.ipynb #c5
 def consistency(
     log_s: Tensor,       # logarithm of each student's softmax over teachers, `[b, b]`
     log_t: Tensor,       # logarithm of each teacher's softmax over students, `[b, b]`
@@ -24,7 +24,7 @@ def consistency(
     first, second = (log_t, log_s) if kl == "teacher" else (log_s, log_t)
     return (first.exp() * (first - second)).sum(1).mean()
 
-# %% ../../nbs/losses/46_dcd.ipynb #c5
+# %% ../../nbs/losses/46_dcd.ipynb #c7
 def dcd_loss(
     s: Tensor,            # student's unit vectors, `[b, d]`
     t: Tensor,            # teacher's unit vectors, `[b, d]`
@@ -37,19 +37,20 @@ def dcd_loss(
     log_s, log_t = scores.log_softmax(1), scores.T.log_softmax(1)
     return alpha * consistency(log_s, log_t, kl) - log_s.diagonal().mean()
 
-# %% ../../nbs/losses/46_dcd.ipynb #c15
+# %% ../../nbs/losses/46_dcd.ipynb #c27
 CLAMPS = ("scale", "tau")
 
 
 def factor(
     tau: Tensor,             # logarithm of the factor, a scalar
-    clamp: str = "scale",    # what is held below `tau_max`: "scale", the factor, or "tau"
+    clamp: str = "scale",    # "scale": the factor up to `tau_max`; "tau": its log from 0 to it
     tau_max: float = 10.0,   # the largest value of either
 ) -> Tensor:                 # a scalar
     "Gives the factor on the similarities, clamped; finite in value and gradient for any `tau`."
-    return tau.clamp(max=math.log(tau_max) if clamp == "scale" else tau_max).exp()
+    if clamp == "scale": return tau.clamp(max=math.log(tau_max)).exp()
+    return tau.clamp(0, tau_max).exp()
 
-# %% ../../nbs/losses/46_dcd.ipynb #c26
+# %% ../../nbs/losses/46_dcd.ipynb #c46
 @losses.register("dcd")
 class DCD(EmbeddedTerm):
     "Contrast and consistency between both embeddings at a learnt temperature (dcd, Eq. 2)."
@@ -57,7 +58,7 @@ class DCD(EmbeddedTerm):
         width: int = 128,        # of the common space
         alpha: float = 0.5,      # weight of the consistency, 0 for contrast alone
         kl: str = "teacher",     # whose softmax comes first: "teacher" (code), "student" (paper)
-        clamp: str = "scale",    # below `tau_max`: "scale" (code) or its log "tau" (paper)
+        clamp: str = "scale",    # below `tau_max`: "scale" (code); or from 0 its log "tau" (paper)
         tau_max: float = 10.0,   # the largest value of what is clamped
         trained: bool = True,    # whether the factor on the similarities is learnt
         scale: float = math.e,   # that factor: at the start, or for good where it is not trained
@@ -68,10 +69,11 @@ class DCD(EmbeddedTerm):
         self.clamp, self.tau_max = one_of("clamp", clamp, CLAMPS), positive("tau_max", tau_max)
         self.trained = one_of("trained", trained, (True, False))
         self.scale, self.tau = positive("scale", scale), None
-        most = factor(torch.tensor(math.inf), clamp, self.tau_max).item()
-        if trained and self.scale > most:
-            raise InputError(f"scale={scale} starts above its clamp at {most:.6g}, "
-                             "where the temperature is not trained.")
+        least, most = (factor(torch.tensor(end), clamp, self.tau_max).item()
+                       for end in (-math.inf, math.inf))
+        if trained and not least <= self.scale <= most:
+            raise InputError(f"scale={scale} starts outside its clamp from {least:.6g} to "
+                             f"{most:.6g}, where the temperature is not trained.")
 
     def prepare(self, student: Out, teacher: Out, labels: Tensor | None = None):
         super().prepare(student, teacher, labels)

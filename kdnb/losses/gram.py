@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from ..contract import VectorTerm
 from ..registry import InputError, losses, one_of
 
-# %% ../../nbs/losses/30_gram.ipynb #c7
+# %% ../../nbs/losses/30_gram.ipynb #c8
 class ByRows(Function):
     "Squared Frobenius norm of `t @ t.T - s @ s.T`, from one matrix `[b, b]`."
     @staticmethod
@@ -31,7 +31,7 @@ class ByRows(Function):
         s, twice = ctx.saved_tensors
         return -2 * g * (twice @ s), None
 
-# %% ../../nbs/losses/30_gram.ipynb #c8
+# %% ../../nbs/losses/30_gram.ipynb #c10
 class ByColumns(Function):
     "The same number from three matrices `[d, d]`."
     @staticmethod
@@ -47,7 +47,7 @@ class ByColumns(Function):
         a, b, bs, as_ = ctx.saved_tensors
         return -2 * g * torch.addmm(a @ bs, b, as_), None
 
-# %% ../../nbs/losses/30_gram.ipynb #c9
+# %% ../../nbs/losses/30_gram.ipynb #c12
 def gram_loss(
     s: Tensor,  # student's vectors, `[b, ds]`
     t: Tensor,  # teacher's vectors, `[b, dt]`; the widths may differ
@@ -57,7 +57,7 @@ def gram_loss(
     s, t = (x if x.shape[1] == width else F.pad(x, (0, width - x.shape[1])) for x in (s, t))
     return (ByColumns if len(s) > 2.5 * width else ByRows).apply(s, t) / len(s)**2
 
-# %% ../../nbs/losses/30_gram.ipynb #c18
+# %% ../../nbs/losses/30_gram.ipynb #c31
 def channel_gram_loss(
     s: Tensor,  # student's vectors, `[b, d]`
     t: Tensor,  # teacher's vectors, `[b, d]`
@@ -65,7 +65,7 @@ def channel_gram_loss(
     "Averages the squared difference of the features' second-moment matrices, `[d, d]`."
     return gram_loss(s.T, t.T) / len(s)**2
 
-# %% ../../nbs/losses/30_gram.ipynb #c34
+# %% ../../nbs/losses/30_gram.ipynb #c64
 @losses.register("gram")
 class Gram(VectorTerm):
     "Squared difference of the student's and the teacher's Gram matrices (lee2025, Eq. 4)."

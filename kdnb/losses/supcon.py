@@ -13,7 +13,7 @@ from ..contract import VectorTerm, full_precision
 from ..registry import losses, one_of, positive
 from ..scores import mean_contrast
 
-# %% ../../nbs/losses/40_supcon.ipynb #n29
+# %% ../../nbs/losses/40_supcon.ipynb #c8
 def own_class(
     y: Tensor,                 # labels, `[b]`
 ) -> tuple[Tensor, Tensor]:    # both `[b]`
@@ -22,7 +22,7 @@ def own_class(
     first = torch.searchsorted(ordered, y)
     return first, torch.searchsorted(ordered, y, right=True) - first
 
-# %% ../../nbs/losses/40_supcon.ipynb #c7
+# %% ../../nbs/losses/40_supcon.ipynb #c10
 def class_means(
     s: Tensor,  # vectors, `[b, d]`
     y: Tensor,  # labels, `[b]`
@@ -34,7 +34,7 @@ def class_means(
     first, size = own_class(y)
     return torch.zeros_like(s).index_add(0, first, s)[first] / size[:, None]
 
-# %% ../../nbs/losses/40_supcon.ipynb #c8
+# %% ../../nbs/losses/40_supcon.ipynb #c12
 def supcon_loss(
     s: Tensor,          # student's vectors, `[b, d]`, the pool
     t: Tensor,          # teacher's vectors, `[b, d]`, the anchors
@@ -45,14 +45,14 @@ def supcon_loss(
     pull = (t * class_means(s, y)).sum(1) / tau
     return mean_contrast(t, s, pull, 1 / tau)
 
-# %% ../../nbs/losses/40_supcon.ipynb #c14
+# %% ../../nbs/losses/40_supcon.ipynb #c21
 def supcon_floor(
     y: Tensor,    # labels, `[b]`
 ) -> Tensor:      # a scalar
     "Gives the lower bound of `supcon_loss` for these labels: mean log of the class sizes."
     return own_class(y)[1].log().mean()
 
-# %% ../../nbs/losses/40_supcon.ipynb #c23
+# %% ../../nbs/losses/40_supcon.ipynb #c37
 def supcon_naive(
     s: Tensor,          # student's vectors, `[b, d]`
     t: Tensor,          # teacher's vectors, `[b, d]`
@@ -65,7 +65,7 @@ def supcon_naive(
     i, p = (y[:, None] == y).nonzero(as_tuple=True)
     return -(share[i, p].log() / own_class(y)[1][i]).sum() / len(y)
 
-# %% ../../nbs/losses/40_supcon.ipynb #c29
+# %% ../../nbs/losses/40_supcon.ipynb #c51
 def supcon_self(
     z: Tensor,          # unit vectors of all views, `[b, d]`
     y: Tensor,          # their labels, `[b]`
@@ -82,7 +82,7 @@ def supcon_self(
     counted = size > 1
     return torch.where(counted, pool - pull, 0).sum() / counted.sum().clamp(min=1)
 
-# %% ../../nbs/losses/40_supcon.ipynb #c34
+# %% ../../nbs/losses/40_supcon.ipynb #c65
 @losses.register("supcon")
 class SupCon(VectorTerm):
     "Supervised contrast of teacher anchors with the students of the batch (lee2025, Eq. 5)."

@@ -13,7 +13,7 @@ from torch import Tensor
 from .crd_infonce import CRDInfoNCE
 from ..registry import losses
 
-# %% ../../nbs/losses/43_supcrd.ipynb #n14
+# %% ../../nbs/losses/43_supcrd.ipynb #c7
 def lse_of(
     scores: Tensor,  # `[b, n]`
     chosen: Tensor,  # which of them count, booleans `[b, n]`
@@ -22,7 +22,7 @@ def lse_of(
     none."""
     return scores.masked_fill(~chosen, torch.finfo(scores.dtype).min).logsumexp(1)
 
-# %% ../../nbs/losses/43_supcrd.ipynb #c7
+# %% ../../nbs/losses/43_supcrd.ipynb #c9
 def supcrd_loss(
     s: Tensor,           # student's vectors, `[b, d]`, the anchors
     t: Tensor,           # teacher's vectors, `[b, d]`, the pool
@@ -33,7 +33,7 @@ def supcrd_loss(
     scores, same = s @ t.T / tau, y[:, None] == y
     return F.softplus(lse_of(scores, ~same) - lse_of(scores, same)).mean()
 
-# %% ../../nbs/losses/43_supcrd.ipynb #c18
+# %% ../../nbs/losses/43_supcrd.ipynb #c32
 @losses.register("supcrd")
 class SupCRD(CRDInfoNCE):
     """Each student's softmax over teachers against its own class, summed (supcrd, section 2);

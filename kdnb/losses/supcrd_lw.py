@@ -53,7 +53,7 @@ def supcrd_lw_rows(
     if variant == "f": return own.exp()[dealt] * F.softplus(k + push - near)
     return F.softplus(k - own + push - near)
 
-# %% ../../nbs/losses/44_supcrd_lw.ipynb #c49
+# %% ../../nbs/losses/44_supcrd_lw.ipynb #c54
 @losses.register("supcrd_lw")
 class SupCRDLW(VectorTerm):
     "`supcrd` with the teacher's probabilities as weights (supcrd, section 3), and variants."
