@@ -6,11 +6,11 @@
 __all__ = ['PROBE', 'SCORES', 'HERE', 'PRESETS', 'NEUTRAL', 'Runs', 'PROTOCOLS', 'Address', 'asked', 'spec_of', 'measured_as',
            'as_run', 'own_objective', 'address_of', 'other_changes', 'whole', 'comparable', 'Trial', 'validation',
            'trial', 'scored', 'of_entry', 'from_runs', 'from_measures', 'Setting', 'Role', 'setting_of',
-           'roles_in_runs', 'roles_in_measures', 'by_setting', 'tables_of', 'measures_of', 'gathered', 'Evidence',
-           'evidence', 'best_way', 'runs_of', 'mixed', 'beside_all', 'samples', 'intervals', 'claimed', 'estimate',
-           'planned', 'protocols_of', 'conditions', 'said', 'chance', 'answer_of', 'compared', 'judged', 'role_of',
-           'summed', 'transferred', 'in_setting', 'speaks', 'nearness', 'setting_text', 'scaled_answer', 'scaled',
-           'length_only', 'check_of', 'checked']
+           'roles_in_runs', 'roles_in_measures', 'by_setting', 'tables_of', 'measures_of', 'gathered', 'first_asked',
+           'Evidence', 'evidence', 'best_way', 'runs_of', 'mixed', 'beside_all', 'samples', 'intervals', 'claimed',
+           'estimate', 'planned', 'protocols_of', 'conditions', 'said', 'chance', 'answer_of', 'compared', 'judged',
+           'role_of', 'summed', 'transferred', 'in_setting', 'speaks', 'nearness', 'setting_text', 'scaled_answer',
+           'scaled', 'length_only', 'check_of', 'checked']
 
 # %% ../../nbs/analysis/82_evidence.ipynb #c2
 import itertools
@@ -273,19 +273,24 @@ def gathered(found: list[tuple[Address, Trial]]) -> Runs:
         runs.setdefault(where, []).append(one)
     return runs
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c57
+# %% ../../nbs/analysis/82_evidence.ipynb #c58
+def first_asked(frame: pd.DataFrame) -> pd.DataFrame:
+    "Gives the entries of a table's report that its cells were first asked for with."
+    return frame if frame.empty else frame[~frame.added]
+
+# %% ../../nbs/analysis/82_evidence.ipynb #c60
 class Evidence(NamedTuple):
     "All numbers of a store that may say something of a claim."
     runs: Runs = {}                                      # in a paper's setting, by address
     scaled: dict[Setting, dict[Role, list[Trial]]] = {}  # all, by setting and role
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c58
+# %% ../../nbs/analysis/82_evidence.ipynb #c61
 def evidence(store: Store) -> Evidence:
     "Gives all numbers of a store: those in a paper's setting by address, all by setting and role."
     results, frames = store.results(take=needed), [pd.DataFrame(columns=["key"])]
     near, far = [], []
     for table in tables_of(store, "plans/*/*.json"):
-        frames.append(flat(store.plans(table), results))
+        frames.append(first_asked(flat(store.plans(table), results)))
         near += from_runs(frames[-1], results, table)
         far += roles_in_runs(frames[-1], results, table)
     every = pd.concat(frames)
@@ -295,7 +300,7 @@ def evidence(store: Store) -> Evidence:
         far += roles_in_measures(measures, every, results, table)
     return Evidence(gathered(near), by_setting(far))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c61
+# %% ../../nbs/analysis/82_evidence.ipynb #c64
 def best_way(trials: list[Trial]) -> dict[int, Trial]:
     "Gives the trials of the way with the most seeds, then the best validation, by seed."
     ways = {}
@@ -303,18 +308,18 @@ def best_way(trials: list[Trial]) -> dict[int, Trial]:
     def rank(trials): return len(trials), np.mean([one.validation for one in trials.values()])
     return max(ways.values(), key=rank, default={})
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c62
+# %% ../../nbs/analysis/82_evidence.ipynb #c65
 def runs_of(cell: Cell, runs: Runs, preset: str, protocol: str) -> dict[int, Trial]:
     "Gives a cell's runs under a protocol, by seed."
     return best_way(runs.get(address_of(cell, preset, protocol), []))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c65
+# %% ../../nbs/analysis/82_evidence.ipynb #c68
 def mixed(trials: list[Trial]) -> bool:
     "Tells whether trials are of different precisions, or on different images of one data set."
     images, precisions = {one.same[:2] for one in trials}, {one.same[2] for one in trials}
     return len(precisions) > 1 or len({name for name, _ in images}) < len(images)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c67
+# %% ../../nbs/analysis/82_evidence.ipynb #c70
 def beside_all(own: dict) -> dict:
     "Gives the trials of cells or roles by seed, a single teacher's at all seeds of the others."
     def teaches(one):
@@ -324,7 +329,7 @@ def beside_all(own: dict) -> dict:
     return {one: spread(trials) if teaches(one) and len(trials) == 1 and seeds else trials
             for one, trials in own.items()}
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c69
+# %% ../../nbs/analysis/82_evidence.ipynb #c72
 def samples(found: list[Contrast], trials_of) -> tuple:
     "Gives the contrasts of each seed, a column per contrast, and their trials; None if one lacks."
     own = beside_all({cell: trials_of(cell) for contrast in found for cell in contrast.cells})
@@ -335,19 +340,19 @@ def samples(found: list[Contrast], trials_of) -> tuple:
                        for seed in seeds])
     return values, used
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c72
+# %% ../../nbs/analysis/82_evidence.ipynb #c75
 def intervals(values: np.ndarray, used: list[Trial]) -> dict[str, float]:
     "Gives the 95 % intervals of contrasts' mean: over seeds, and over new test images too."
     with np.errstate(invalid="ignore"): low, high = interval(values.mean(1))
     return {"low": low, "high": high, "low_images": np.nan, "high_images": np.nan}
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c75
+# %% ../../nbs/analysis/82_evidence.ipynb #c78
 def claimed(found: list[Contrast], margin: float) -> list[float]:
     "Gives the gap that a paper claims of each contrast: its margin, or what its tables print."
     if margin > 0 and len(found) == 1: return [margin]
     return [abs(contrast.value(in_print)) for contrast in found]
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c77
+# %% ../../nbs/analysis/82_evidence.ipynb #c80
 def estimate(values: np.ndarray, used: list[Trial], found: list[Contrast], margin: float) -> dict:
     "Gives seeds, mean, intervals, the detectable gap, and the seeds that the claimed gaps need."
     with np.errstate(invalid="ignore"): means = values.mean(1)
@@ -358,7 +363,7 @@ def estimate(values: np.ndarray, used: list[Trial], found: list[Contrast], margi
             **intervals(values, used), "seeds": max(needed),
             "detectable": detectable(max(sds), n) if finite else np.nan}
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c80
+# %% ../../nbs/analysis/82_evidence.ipynb #c83
 def planned(claim, cells: list[Cell]) -> float:
     "Gives the seeds that a claim's gap needs by the printed spreads, if runs are not paired."
     if claim.relation in ("text", "diverges", *ABOUT): return np.nan
@@ -369,7 +374,7 @@ def planned(claim, cells: list[Cell]) -> float:
         needed.append(seeds_needed(gap, spread) if spread > 0 else np.nan)
     return max(needed) if needed and not np.isnan(needed).any() else np.nan
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c83
+# %% ../../nbs/analysis/82_evidence.ipynb #c86
 PROTOCOLS = {paper: ("as-published", "matched") for paper in ("ckd", "dcd", "supcrd")}
 
 
@@ -382,21 +387,21 @@ def conditions(paper: str) -> list[tuple[str, str]]:
     "Gives the presets and protocols under which a paper's claims are judged, in order."
     return list(itertools.product(PRESETS, protocols_of(paper)))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c85
+# %% ../../nbs/analysis/82_evidence.ipynb #c88
 def said(claim, values: np.ndarray) -> str:
     "Gives the verdict of a claim's contrasts."
     if claim.relation == "diverges": return collapse_verdict(values[:, 0])
     margin = abs(float(claim.margin or np.nan)) - digits_of(claim.margin)
     return verdict(values, margin, claim.relation)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c86
+# %% ../../nbs/analysis/82_evidence.ipynb #c89
 def chance(claim, values: np.ndarray) -> float:
     "Gives the smallest level at which a claim's verdict stands; NaN where none is computed."
     if claim.relation == "diverges": return np.nan
     margin = abs(float(claim.margin or np.nan)) - digits_of(claim.margin)
     return verdict_p(values, margin, claim.relation)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c89
+# %% ../../nbs/analysis/82_evidence.ipynb #c92
 def answer_of(claim, found: list[Contrast], values: np.ndarray, used: list[Trial]) -> dict:
     "Gives verdict, probability, numbers, files and tables of a claim's contrasts, at the last look."
     n = len(look(range(len(values))))
@@ -407,14 +412,14 @@ def answer_of(claim, found: list[Contrast], values: np.ndarray, used: list[Trial
             "tables": sorted({one.table for one in used}),
             **estimate(looked, used, found, abs(float(claim.margin or np.nan)))}
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c91
+# %% ../../nbs/analysis/82_evidence.ipynb #c94
 def compared(claim, cells: list[Cell]) -> list[Contrast]:
     "Gives what is computed for a claim from runs; nothing for a claim of words."
     if claim.relation == "text": return []
     if claim.relation != "diverges": return contrasts(claim, cells)
     return [one_sum(cell.name, {cell: 1}) for cell in selected(claim.left, claim.paper, cells)]
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c93
+# %% ../../nbs/analysis/82_evidence.ipynb #c96
 def judged(claim, cells: list[Cell], runs: Runs) -> list[dict]:
     "Tells what runs say about a claim, under each protocol and preset that has all it needs."
     found, answers = compared(claim, cells) if runs else [], []
@@ -425,13 +430,13 @@ def judged(claim, cells: list[Cell], runs: Runs) -> list[dict]:
                         **answer_of(claim, found, values, used)})
     return answers
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c107
+# %% ../../nbs/analysis/82_evidence.ipynb #c110
 def role_of(cell: Cell) -> Role:
     "Gives the role of a paper's cell."
     where = address_of(cell, "", "")
     return Role(where.row, where.objective, where.metric, where.place)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c109
+# %% ../../nbs/analysis/82_evidence.ipynb #c112
 def summed(side: dict) -> dict:
     "Gives the weights of cells by their roles; what cancels drops out."
     found = {}
@@ -439,7 +444,7 @@ def summed(side: dict) -> dict:
         found[role_of(cell)] = found.get(role_of(cell), 0) + weight
     return {role: weight for role, weight in found.items() if abs(weight) > 1e-9}
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c111
+# %% ../../nbs/analysis/82_evidence.ipynb #c114
 def transferred(found: list[Contrast]) -> list[Contrast]:
     "Gives contrasts in roles instead of cells, each once; those that vanish are left out."
     kept = {}
@@ -450,7 +455,7 @@ def transferred(found: list[Contrast]) -> list[Contrast]:
         if not lost: kept.setdefault(str(parts[0]), Contrast(contrast.name, parts))
     return list(kept.values())
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c114
+# %% ../../nbs/analysis/82_evidence.ipynb #c117
 def in_setting(setting: Setting, used: list[Cell]) -> list[bool]:
     "Tells of each cell whether runs in a setting would be the paper's own, whatever their length."
     def own(cell):
@@ -459,7 +464,7 @@ def in_setting(setting: Setting, used: list[Cell]) -> list[bool]:
                 and here["student"] in ("", setting.student))
     return [own(cell) for cell in used]
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c116
+# %% ../../nbs/analysis/82_evidence.ipynb #c119
 def speaks(setting: Setting, used: list[Cell], judged: bool = False) -> bool:
     "Tells whether runs in a setting are scaled evidence for a claim about these cells."
     data = {as_run(cell)["data"] for cell in used}
@@ -469,7 +474,7 @@ def speaks(setting: Setting, used: list[Cell], judged: bool = False) -> bool:
                  and whole(setting.sizes))
     return not (published and (any(own) if judged else all(own)))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c120
+# %% ../../nbs/analysis/82_evidence.ipynb #c123
 def nearness(setting: Setting, used: list[Trial], data: str) -> tuple:
     "Gives what settings are ordered by, the nearest to a paper's data set largest."
     seen = min(one.epochs * one.images for one in used)
@@ -477,7 +482,7 @@ def nearness(setting: Setting, used: list[Trial], data: str) -> tuple:
     return (bool(re.search(rf"\b{re.escape(data)}\b", setting.data)),
             setting.protocol != "matched", seen, seeds)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c122
+# %% ../../nbs/analysis/82_evidence.ipynb #c125
 def setting_text(setting: Setting, used: list[Trial]) -> str:
     "Gives a setting in words."
     epochs = "/".join(str(n) for n in sorted({one.epochs for one in used}))
@@ -485,7 +490,7 @@ def setting_text(setting: Setting, used: list[Trial]) -> str:
            f"{setting.teacher} → {setting.student}", f"{epochs} epochs"]
     return ", ".join(filter(None, how))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c124
+# %% ../../nbs/analysis/82_evidence.ipynb #c127
 def scaled_answer(claim, found: list[Contrast], values: np.ndarray, used: list[Trial]) -> dict:
     "Gives what the contrasts of one other setting say of a claim, with its numbers and files."
     margin = abs(float(claim.margin or np.nan))
@@ -498,7 +503,7 @@ def scaled_answer(claim, found: list[Contrast], values: np.ndarray, used: list[T
     return {"verdict": word, **told, "files": sorted({one.path for one in used}),
             "tables": sorted({one.table for one in used})}
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c126
+# %% ../../nbs/analysis/82_evidence.ipynb #c129
 def scaled(claim, cells: list[Cell], settings: dict, judged: bool = False) -> list[dict]:
     "Tells what runs outside the paper's setting say about a claim, the nearest setting first."
     found = compared(claim, cells) if settings else []
@@ -513,14 +518,14 @@ def scaled(claim, cells: list[Cell], settings: dict, judged: bool = False) -> li
                           "near": nearness(setting, used, as_run(cells_used[0])["data"])})
     return sorted(answers, key=lambda answer: answer["near"], reverse=True)
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c131
+# %% ../../nbs/analysis/82_evidence.ipynb #c134
 def length_only(setting: Setting, used: list[Cell]) -> bool:
     "Tells whether a setting is that of all cells but for the number of epochs."
     short = re.fullmatch(r"(epochs \d+)?", other_changes(setting.changes))
     allowed = bool(short) and setting.preset != "quick" and whole(setting.sizes)
     return allowed and all(in_setting(setting, used))
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c133
+# %% ../../nbs/analysis/82_evidence.ipynb #c136
 def check_of(claim, found: list[Contrast], lengths: dict, protocol: str) -> dict | None:
     "Gives the verdict of the longest of some runs if half the epochs say the same; None if not."
     long = max(lengths)
@@ -532,7 +537,7 @@ def check_of(claim, found: list[Contrast], lengths: dict, protocol: str) -> dict
                 **answer_of(claim, found, values, used)}
     return None
 
-# %% ../../nbs/analysis/82_evidence.ipynb #c135
+# %% ../../nbs/analysis/82_evidence.ipynb #c138
 def checked(claim, cells: list[Cell], settings: dict) -> list[dict]:
     "Gives the verdict of the longest runs in a paper's setting that passed a convergence check."
     found = compared(claim, cells) if claim.relation != "diverges" else []

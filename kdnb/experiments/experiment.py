@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from kdnb.report.cells import Layout
 
 # %% auto #0
-__all__ = ['VERSIONS', 'OF_ROW', 'BASELINE', 'HELD_OUT', 'FEW', 'HIDDEN', 'OF_TORCHVISION', 'LEAST', 'CHANGES', 'HELD', 'Table',
-           'Row', 'named', 'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes', 'refusal',
-           'refusal_of', 'paper_numbers', 'of_row', 'printed', 'statements', 'stated', 'Parameters', 'one_word',
-           'pair_names', 'none_tuned', 'Experiment', 'terms_of', 'tuned_of', 'tuned_terms', 'falls', 'phase_text',
-           'data_choices', 'seed_choices', 'reported', 'tuned_choices', 'common_choices']
+__all__ = ['VERSIONS', 'OF_ROW', 'BASELINE', 'PLACEBO', 'HELD_OUT', 'FEW', 'HIDDEN', 'OF_TORCHVISION', 'LEAST', 'CHANGES', 'HELD',
+           'Table', 'Row', 'named', 'row_of', 'rows_of', 'Preset', 'held_out', 'partly_hidden', 'place_of', 'shapes',
+           'refusal', 'refusal_of', 'paper_numbers', 'of_row', 'printed', 'statements', 'stated', 'Parameters',
+           'one_word', 'pair_names', 'none_tuned', 'Experiment', 'terms_of', 'tuned_of', 'tuned_terms', 'falls',
+           'phase_text', 'data_choices', 'seed_choices', 'reported', 'tuned_choices', 'common_choices']
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c4
 @dataclass(frozen=True)
@@ -119,6 +119,9 @@ def rows_of(value, every) -> tuple[Row, ...]:
     return tuple(map(named, specs))
 
 # %% ../../nbs/experiments/20_experiment.ipynb #c16
+PLACEBO = {"norm": "Norm KD", "cosine": "Norm KD again, as cosine (placebo)"}
+
+# %% ../../nbs/experiments/20_experiment.ipynb #c19
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     "How much of an experiment is run."
@@ -130,7 +133,7 @@ class Preset:
     evaluations: int = 20          # of a phase, at most
     digits: "Preset | None" = None  # what stands in for it on the embedded digits
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c18
+# %% ../../nbs/experiments/20_experiment.ipynb #c21
 HELD_OUT = {"cifar10": 5000, "cifar100": 5000, "stl10": 500, "fashion_mnist": 5000, "digits": 200}
 FEW = f"Only {{train}} training images of {{name}} were used (preset {{preset}}): {INCOMPARABLE}."
 
@@ -151,7 +154,7 @@ def held_out(
     found = images.split(sizes["validation"] if validation is None else validation, sizes["train"])
     return replace(found, name=f"part of {images.name}", note=f"{images.note} {note}".strip())
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c21
+# %% ../../nbs/experiments/20_experiment.ipynb #c24
 HIDDEN = ("{:.0%} of every digit is hidden by a grey square: digits as they are leave a teacher "
           "nothing to teach.")
 
@@ -164,7 +167,7 @@ def partly_hidden(images: Images, share: float) -> Images:
     return replace(changed, name=f"hidden {images.name}",
                    note=f"{images.note} {HIDDEN.format(share)}".strip())
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c24
+# %% ../../nbs/experiments/20_experiment.ipynb #c27
 OF_TORCHVISION = ("kdnb.models.torchvision", "kdnb.models.vit", "kdnb.models.pretrained")
 
 
@@ -189,7 +192,7 @@ def shapes(net: str, shape: tuple[int, int, int], classes: int) -> Out:
         out = network(net, likeness).eval()(torch.zeros(2, *shape))
     return Out(*[each(value, lambda x: torch.zeros(x.shape)) for value in out])
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c26
+# %% ../../nbs/experiments/20_experiment.ipynb #c29
 def refusal(row: Row, teacher: str, student: str, images: Images) -> str:
     "Tells why a row cannot be distilled between two networks; \"\" where it can."
     return refusal_of(row.spec, teacher, student, images.shape, len(images.classes))
@@ -206,7 +209,7 @@ def refusal_of(spec: str, teacher: str, student: str, shape: tuple, classes: int
             return f"{loss} cannot be distilled from {teacher} to {student}: {error}"
     return ""
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c29
+# %% ../../nbs/experiments/20_experiment.ipynb #c32
 def paper_numbers(paper: str, dataset: str, items=None) -> pd.DataFrame:
     "Reads the accuracies that a paper reports on a data set, a row each; `InputError` if unknown."
     import pandas as pd
@@ -219,7 +222,7 @@ def paper_numbers(paper: str, dataset: str, items=None) -> pd.DataFrame:
     if items is not None: fits &= numbers.item.isin(items)
     return numbers[fits].reset_index(drop=True)
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c31
+# %% ../../nbs/experiments/20_experiment.ipynb #c34
 def of_row(numbers: pd.DataFrame, spec: str, setting: str) -> pd.DataFrame:
     "Gives a row's numbers, the plainest setting of each pair and objective."
     names = spec if "@" not in spec else "+".join(name for name, _ in parsed(spec))
@@ -232,7 +235,7 @@ def of_row(numbers: pd.DataFrame, spec: str, setting: str) -> pd.DataFrame:
                    plain=at.setting.str.count(";"))
     return at.sort_values("plain", kind="stable").drop_duplicates(["teacher", "student", "objective"])
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c33
+# %% ../../nbs/experiments/20_experiment.ipynb #c36
 def printed(table: Table) -> pd.DataFrame:
     "Gives a table's numbers of the paper, with the pairs and rows of the report."
     import pandas as pd
@@ -251,7 +254,7 @@ def printed(table: Table) -> pd.DataFrame:
     every = pd.concat([whole, *lacking], ignore_index=True)
     return every.rename(columns={"dataset": "data", "std": "sd", "n_runs": "n"})[PRINTED]
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c36
+# %% ../../nbs/experiments/20_experiment.ipynb #c39
 @lru_cache(maxsize=None)
 def statements(paper: str) -> list[dict[str, str]]:
     "Reads what a paper prints of its experiments: table, parameter, value, and place."
@@ -266,7 +269,7 @@ def stated(table: Table, parameter: str, value: str) -> str:
     rows = own or [row for row in rows if not row["table"]]
     return next((f"paper, {row['place']}" for row in rows if value and row["value"] == value), "")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c39
+# %% ../../nbs/experiments/20_experiment.ipynb #c42
 LEAST = {"seeds": 1, "epochs": 1, "batch": 1, "evaluations": 1, "validation": 0, "size": 8,
          "teachers": 1}  # 8 x 8: the smallest images that every network takes
 
@@ -351,14 +354,14 @@ class Parameters:
     @cached_property
     def rows(self) -> tuple[Row, ...]: return rows_of(self.loss, self.table.rows)
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c40
+# %% ../../nbs/experiments/20_experiment.ipynb #c43
 def one_word(name: str, value) -> str:
     "Gives a text that is one word; otherwise raises `InputError`."
     found = words(name, value)
     if len(found) == 1: return found[0]
     raise InputError(f"{name}={brief(value)} is several words; {name} takes one.")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c41
+# %% ../../nbs/experiments/20_experiment.ipynb #c44
 def pair_names(value, table_pairs: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     "Gives the pairs of a word or several joined by commas; a network may teach itself."
     names = table_pairs if value in ("auto", "all") else words("pair", value)
@@ -368,7 +371,7 @@ def pair_names(value, table_pairs: tuple[str, ...]) -> tuple[tuple[str, str], ..
             raise unknown("pair", name, ["auto", "all", *table_pairs])
     return tuple(tuple(name.split("-")) for name in names)
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c44
+# %% ../../nbs/experiments/20_experiment.ipynb #c47
 def none_tuned(origins) -> str:
     "Tells what weights were tuned for where none was for the setting at hand; \"\" for no origin."
     others = " and ".join(filter(None, origins))
@@ -376,7 +379,7 @@ def none_tuned(origins) -> str:
     if not others: return "The weights of the losses were not tuned." if "" in origins else ""
     return f"{text}, or not at all." if "" in origins else f"{text}."
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c46
+# %% ../../nbs/experiments/20_experiment.ipynb #c49
 CHANGES = ("weight", "optimiser", "epochs", "batch", "lr", "weight_decay", "evaluations",
            "validation", "teachers")  # of a preset
 
@@ -685,7 +688,7 @@ class Experiment(Parameters):
         found = foreseen_text(self.records, len(self.all_seeds), earlier_table(self.folder))
         return Shown(f"{found}\n\n{settings_text(self.records)}")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c48
+# %% ../../nbs/experiments/20_experiment.ipynb #c51
 def terms_of(
     row: Row,
     weight_of,             # the experiment's weight of a loss, by name and number of losses
@@ -701,7 +704,7 @@ def terms_of(
             loss, own.get("weight", usual), options_of(loss) | options, warmup_of(loss)))
     return tuple(found)
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c50
+# %% ../../nbs/experiments/20_experiment.ipynb #c53
 def tuned_of(row: Row, tuned: dict[tuple[str, str], Tuned], objective: str) -> Tuned | None:
     """Gives what was tuned for a row and its teacher's objective: for the row as it is written, or for
     its loss where it has but one; None for nothing."""
@@ -718,7 +721,7 @@ def tuned_terms(
     def options(loss): return options_of(loss) | (own.given if loss == row.losses[0][0] else {})
     return terms_of(row, weight_of, own.weight if asked is None else asked, options, warmup_of)
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c53
+# %% ../../nbs/experiments/20_experiment.ipynb #c56
 def falls(phase: Phase) -> str:
     "Tells how a phase's learning rate falls."
     if phase.shape == "step":
@@ -727,7 +730,7 @@ def falls(phase: Phase) -> str:
     rise = f" after a linear rise over {phase.warmup:.0%} of the steps" if phase.warmup else ""
     return f"{phase.shape} to 0{rise}"
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c54
+# %% ../../nbs/experiments/20_experiment.ipynb #c57
 def phase_text(phase: Phase) -> str:
     "Gives a phase's hyper-parameters in words."
     what = "the classifier alone, " if phase.kind == "linear" else ""
@@ -735,7 +738,7 @@ def phase_text(phase: Phase) -> str:
     return (f"{what}{epochs}, batch {phase.batch}, {phase.optimiser}, "
             f"weight decay {phase.weight_decay:g}, learning rate {phase.lr:g}, {falls(phase)}")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c56
+# %% ../../nbs/experiments/20_experiment.ipynb #c59
 HELD = {
     True: lambda n: (f"{n} training images, for validation only",
                      "ours: so that nothing is chosen on test images"),
@@ -755,7 +758,7 @@ def data_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
         *[("size", f"{p.size} x {p.size} pixels, by area average", "parameter")] * bool(p.size),
         ("views", f"{crop}; the same view for teacher and student", "convention")]
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c57
+# %% ../../nbs/experiments/20_experiment.ipynb #c60
 def seed_choices(p: Experiment) -> list[tuple[str, str, str]]:
     "Gives the choice of seeds."
     n = len(p.all_seeds)
@@ -767,7 +770,7 @@ def seed_choices(p: Experiment) -> list[tuple[str, str, str]]:
              "seed, one initialisation, order and view for every loss",
              f"{stated(p.table, 'seeds', seeds) or 'ours'}; pairing: ours")]
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c58
+# %% ../../nbs/experiments/20_experiment.ipynb #c61
 def reported(evaluated: int, validated: bool) -> tuple[str, str]:
     "Tells which epochs are reported, and by whose choice."
     of = f"of the epochs that are evaluated: evenly spaced, {evaluated} of a phase at most"
@@ -777,7 +780,7 @@ def reported(evaluated: int, validated: bool) -> tuple[str, str]:
     return text, ("ours: the best epoch flatters. RepDistiller's code reports the last epoch, "
                   "mdistiller's and CKD's the best of all")
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c60
+# %% ../../nbs/experiments/20_experiment.ipynb #c63
 def tuned_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
     "Gives the weights that were tuned for the setting, of each pair that has any."
     found = []
@@ -788,7 +791,7 @@ def tuned_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
         if texts: found.append((f"weights, {' → '.join(pair)}", "; ".join(texts), source))
     return found
 
-# %% ../../nbs/experiments/20_experiment.ipynb #c61
+# %% ../../nbs/experiments/20_experiment.ipynb #c64
 def common_choices(p: Experiment, images: Images) -> list[tuple[str, str, str]]:
     "Gives the choices that all experiments share."
     changed = [(name, str(value), "parameter") for name, value in p.changes.items()]

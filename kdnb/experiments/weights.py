@@ -50,7 +50,11 @@ METHODS |= {
     "crd_infonce": Method(0.8, "ours: as crd"),
     "supcrd": Method(0.8, "ours: as crd"), "supcrd_lw": Method(0.8, "ours: as crd")}
 
-# %% ../../nbs/experiments/10_weights.ipynb #c14
+# %% ../../nbs/experiments/10_weights.ipynb #c12
+METHODS |= {"norm": Method(1, "placebo: any weight, twice as much for cosine"),
+            "cosine": Method(2, "placebo: any weight, twice as much for cosine")}
+
+# %% ../../nbs/experiments/10_weights.ipynb #c16
 SMALL = {"training": {"batch": 32}}
 BY_PAIR = {
     "ckd": {"resnet56-resnet20": {"weight": 10}, "resnet110-resnet32": {"weight": 10},
@@ -67,7 +71,7 @@ BY_PAIR = {
     "reviewkd": {"resnet56-resnet20": {"weight": 0.6}, "resnet110-resnet32": {"weight": 1},
                  "resnet32x4-shufflenet_v2": {"weight": 8}}}
 
-# %% ../../nbs/experiments/10_weights.ipynb #c16
+# %% ../../nbs/experiments/10_weights.ipynb #c18
 def architecture(net: str) -> str:
     "Gives the family of a network."
     return re.match("[a-z]*", net)[0]
@@ -80,7 +84,7 @@ def printed_ckd(pair: str) -> Method:
     return Method(100, "paper (ckd), IV-A3", training={
         "shape": "cosine", **({"batch": 64, "lr": 0.05} if same else {"batch": 32, "lr": 0.01})})
 
-# %% ../../nbs/experiments/10_weights.ipynb #c18
+# %% ../../nbs/experiments/10_weights.ipynb #c20
 def method_of(loss: str, pair: str = "", version: str = "released") -> Method:
     "Gives how the benchmark uses a loss for a pair of networks, \"teacher-student\"."
     if (loss, version) == ("ckd", "printed"): return printed_ckd(pair)
@@ -88,7 +92,7 @@ def method_of(loss: str, pair: str = "", version: str = "released") -> Method:
     return replace(base, **{name: getattr(base, name) | value if isinstance(value, dict) else value
                             for name, value in own.items()})
 
-# %% ../../nbs/experiments/10_weights.ipynb #c19
+# %% ../../nbs/experiments/10_weights.ipynb #c21
 BENCHMARK = "the CRD benchmark (CIFAR-100, 240 epochs)"
 
 

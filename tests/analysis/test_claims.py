@@ -68,9 +68,10 @@ def spread(folder, by, preset, sd, seeds=3, **more):
     write(folder, supcon_plan(preset, seeds=seeds), score, **more)
 
 
-def gain(folder, by, preset="paper", note="", outcome="finished", changes={}, **more):
-    "Made-up results in which SupConKD from the SupCon teacher gains `by` over the student alone."
+def gain(folder, by, preset="paper", note="", outcome="finished", changes={}, first=0, **more):
+    "Made-up results, from a first seed on, in which SupConKD from the SupCon teacher gains `by` over the student alone."
     def score(entry):
+        if entry.run.seed < first: return None
         base = 93 + 0.1 * entry.run.seed
         if entry.role == "student": return base if entry.run.objective == "supcon" else None
         if entry.row == "supcon" and entry.run.root.objective == "supcon": return base + by + 0.02 * (entry.run.seed % 2)
@@ -198,6 +199,14 @@ def test_a_shorter_run_counts_where_half_its_length_says_the_same(tmp_path):
     assert lengths(tmp_path/"growing", (20, 1.2), (10, 0.6)).verdict == lengths(tmp_path/"one", (20, 1.2)).verdict == NOT_RUN
 
 
+def test_seeds_that_were_added_after_a_first_look_are_no_evidence(tmp_path):
+    gain(tmp_path, 1.2, "fast", seeds=3)
+    before = row(tmp_path, "L06")
+    gain(tmp_path, -9.0, "fast", seeds=6, first=3)
+    after = row(tmp_path, "L06")
+    assert (before.scaled_n, before.scaled) == (after.scaled_n, after.scaled) == (3, SAME)
+
+
 def test_the_nearest_of_several_settings_is_told_first(tmp_path):
     gain(tmp_path, -1.2, "quick", data="stl10")
     gain(tmp_path, 1.2, "fast")
@@ -296,7 +305,7 @@ def test_right_answers_under_attack_are_told_under_a_reading(tmp_path):
     p = HAKD(table=Table("hakd_table1", "hakd", ("table1",), "Table", {"pca_gl": "PCA + GL"}), loss="pca_gl,hint", preset="paper", seeds=5, device="cpu", precision="bf16")
     plan = p.plan(images("cifar10 as is"))
     write(tmp_path, plan, lambda entry: 80)
-    where = {"data": "cifar10 as is", "preset": "paper", "changes": "", "protocol": "", "teacher": "vit_b_16@weights=IMAGENET1K_V1", "student": "resnet50_imagenet@size=224",
+    where = {"data": "cifar10 as is", "preset": "paper", "changes": "", "protocol": "", "teacher": HERE["vit_b_16"], "student": HERE["resnet50"],
              "objective": "ce", "measure": f"{KEPT} PGD", "place": "eps 2/255"}
     rows = [where | {"method": name, "seed": entry.run.seed, "value": value + 0.001 * entry.run.seed, "key": entry.run.key}
             for entry in plan.entries for net, name, value in (("vit", "pca_gl", 0.5), ("wide", "hint from cnn", 0.45))

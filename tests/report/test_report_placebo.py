@@ -5,12 +5,12 @@ import pytest
 import torch
 from test_report_cells import PAIR, layout
 
-from kdnb.experiments.experiment import Experiment, named
+from kdnb.experiments.experiment import Experiment
 from kdnb.registry import losses
 from kdnb.report.cells import SECTION, laid_out
 from kdnb.report.example import DIGITS, answered, config_of, keyed, plan_of, result_of
 from kdnb.report.paired import interval
-from kdnb.report.placebo import floor_of, placebo_rows, plainly
+from kdnb.report.placebo import floor_of, plainly
 from kdnb.report.sampling import image_error, widened
 from kdnb.report.text import escape, floor_text, log_text, placebo_texts, show, statements
 from kdnb.report.write import write_report
@@ -84,19 +84,6 @@ def test_sums_that_share_a_loss_under_two_names_are_one():
 def test_a_weight_that_only_rounding_tells_apart_is_the_same():
     one, other = ({"loss": loss, "weight": weight} for loss, weight in (("norm", 0.1 + 0.2), ("cosine", 0.6)))
     assert plainly([one], TWINS) == plainly([other], TWINS) and 0.1 + 0.2 != 0.3
-
-
-@pytest.mark.parametrize("weights", [{}, {"kd": 1.0}, {"norm": 0.3}, {"cosine": 0.7}, {"norm": 0.3, "cosine": 0.5}, {"norm": 1 / 3, "cosine": 2 / 3}, {"norm": 1e-7}])
-def test_the_rows_that_are_asked_for_make_a_placebo(weights):
-    added = placebo_rows(weights, lambda loss: 0.123456789, TWINS)
-    every = [{"loss": loss, "weight": weight} for loss, weight in weights.items()]
-    for spec in added:
-        (loss, options, own), = named(spec).losses
-        assert not options and loss in ("norm", "cosine")
-        every.append({"loss": loss, "weight": own.get("weight", 0.123456789)})
-    plain = [str(plainly([term], TWINS)) for term in every]
-    assert len(plain) - len(set(plain)) == 1 and len(added) <= 2
-    assert placebo_rows({"norm": 0.3, "cosine": 0.6}, None, TWINS) == []
 
 
 # in a report

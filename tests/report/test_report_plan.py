@@ -1,4 +1,4 @@
-"Before the runs: what a table can find against scipy's noncentral t and against simulation, seeds that are added later, and the claims of a paper."
+"Before the runs: what a table can find against scipy's noncentral t and against simulation, and seeds that are added later."
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,8 +7,8 @@ from test_report_cells import SCORES, grid, layout
 
 from kdnb.report.cells import flat, laid_out, summary
 from kdnb.report.example import keyed, plan_of, two_pairs
-from kdnb.report.paired import detectable, holm
-from kdnb.report.plan import ASSUMED, added_later, corrected_claims, earlier_table, expected_spread, plan_text, table_detects, table_power
+from kdnb.report.paired import detectable
+from kdnb.report.plan import ASSUMED, added_later, earlier_table, expected_spread, plan_text, table_detects, table_power
 from kdnb.report.text import foreseen_text, last_texts, log_text, over_columns, readable, reading
 from kdnb.report.write import write_report
 
@@ -114,11 +114,3 @@ def test_added_seeds_are_told(tmp_path):
 def test_later_runs_are_those_that_the_first_plan_of_their_cell_lacks():
     frame = pd.DataFrame([("kd", "a", 2), ("kd", "b", 2), ("kd", "c", 5), ("kd", "a", 5), ("at", "d", 5), ("at", "e", 7)], columns=["row", "key", "recorded"])
     assert added_later(frame, ["row"]).tolist() == [False, False, True, False, False, True]
-
-
-# claims
-
-def test_claims_are_corrected_for_their_number():
-    found = corrected_claims({"a": [0.001, 0.01], "b": [0.02], "c": [], "d": [0.04, np.nan], "e": [0.03]})
-    assert [found[k] for k in "abe"] == pytest.approx(holm([0.01, 0.02, 0.03]).tolist()) and np.isnan(found["c"]) and np.isnan(found["d"]) and [*found] == [*"abcde"]
-    assert corrected_claims({}) == {}
