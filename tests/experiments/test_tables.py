@@ -3,6 +3,7 @@ import ast
 from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 
 from kdnb.experiments.experiment import PLACEBO, Experiment
@@ -62,3 +63,15 @@ def test_a_hostile_note_is_text_above_a_table():
     shown = Experiment.banner.fget(hostile)
     assert shown.markdown == "> **&lt;script&gt;x&lt;/script&gt; \\*\\*a\\*\\* \\| b \\# c**\n>\n> ![\\](x) is refused"
     assert shown.plain == "<script>x</script> **a** | b\n# c\n\n![](x) is refused"
+
+
+def test_the_study_asks_tables_for_what_they_take():
+    found = {}
+    for cell in nbformat.read(TABLES.parent/"03_study.ipynb", 4).cells:
+        if "study = {" in cell.source: exec(cell.source, found)
+    assert [*found["study"]] == [*"abcd"]
+    for name, given in found["study"].values():
+        experiment, table = experiment_of(name)
+        assert set(given) <= set(parameters_of(name)[0]) and (given["size"], given["teachers"]) == (16, 1)
+        asked = experiment(table=table, device="cpu", **given | {"data": "digits", "size": None})
+        assert len(asked.rows) >= 6
