@@ -91,6 +91,10 @@ class Swept:
     def entries(self, images) -> list[Entry]:
         return [entry for entry in super().entries(images) if entry.role != "student"]
 
+    def taught_by(self, seed: int) -> int:
+        "The seed of the teacher of a student; where one teaches all of a table, it is that one."
+        return super().taught_by(seed) - (self.FIRST if self.teachers else 0)
+
     def tuned(self, pair, images) -> dict: return {}
 
     def untuned(self, images) -> str: return ""
@@ -106,7 +110,7 @@ class SweptCRD(Swept, CRDBenchmark):
 
 EXPERIMENTS = {"lee2025": SweptLee2025, "crd": SweptCRD}
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c17
+# %% ../../nbs/experiments/70_tuning.ipynb #c19
 def validated(record: dict) -> float:
     "Gives a result's accuracy on validation images at its last epoch; minus infinity if it diverged."
     if record["outcome"] != "finished": return -math.inf
@@ -121,7 +125,7 @@ def accuracies(p: Experiment, results: dict[str, dict]) -> dict[str, float]:
             found.setdefault(entry.row, []).append(validated(results[entry.run.key]))
     return {row: float(np.mean(values)) for row, values in found.items()}
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c20
+# %% ../../nbs/experiments/70_tuning.ipynb #c22
 @dataclass
 class Sweep:
     "A row at one temperature, taught by teachers of one objective."
@@ -148,7 +152,7 @@ class Sweep:
         return "; ".join(f"{weight_at(self.centre, step):g}: {self.tried[step]:.2f}"
                          for step in sorted(self.tried))
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c22
+# %% ../../nbs/experiments/70_tuning.ipynb #c24
 def tuned_rows(sweeps: list[Sweep], seeds: int, images: str) -> list[Tuned]:
     "Gives the best of the sweeps of each row and objective."
     found = {}
@@ -161,7 +165,7 @@ def tuned_rows(sweeps: list[Sweep], seeds: int, images: str) -> list[Tuned]:
                   " | ".join(text(o) for o in sweeps if (o.row, o.objective) == (s.row, s.objective)))
             for s in found.values() if s.best > -math.inf]
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c25
+# %% ../../nbs/experiments/70_tuning.ipynb #c27
 def untied(rows: list[Tuned], asked: list[str]) -> list[Tuned]:
     "Gives what was found for the rows that were asked for, those that have another's weight included."
     found = [row for row in rows if row.row in asked]
@@ -170,7 +174,7 @@ def untied(rows: list[Tuned], asked: list[str]) -> list[Tuned]:
                   for row in rows if row.row == source and name in asked]
     return found
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c28
+# %% ../../nbs/experiments/70_tuning.ipynb #c30
 @dataclass(frozen=True, kw_only=True)
 class Tuning(Parameters):
     "Weights to be tuned, as they were asked for."
@@ -325,7 +329,7 @@ class Tuning(Parameters):
         except NotWritten as error: return f"Nothing was written: {error}"
         return f"Tables of this setting now use these weights: {shown(path)}"
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c30
+# %% ../../nbs/experiments/70_tuning.ipynb #c32
 def readable(rows: list[Tuned]) -> pd.DataFrame:
     "Gives what was tuned as it is printed."
     import pandas as pd
@@ -334,7 +338,7 @@ def readable(rows: list[Tuned]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["row", "teacher's objective", "weight", "temperature",
                                         "validation accuracy", "bracketed", "all that were tried"])
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c32
+# %% ../../nbs/experiments/70_tuning.ipynb #c34
 RULE = ("Weights of losses, each chosen by the accuracy on validation images at the last epoch, with "
         "seeds that no table reports. *Bracketed*: a smaller and a larger weight did worse; a grid "
         "whose edge is best is extended. No test image had a part in this.")
@@ -353,7 +357,7 @@ def tuned_text(folder: Path, store: Store) -> str:
     choices = settings_text(store.plans(folder.name))
     return "\n\n".join(text + ["## Settings", choices] * bool(choices)) + "\n"
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c34
+# %% ../../nbs/experiments/70_tuning.ipynb #c36
 def figure_tried(sweeps: list[Sweep]):
     "Draws the validation accuracy of each row over its weights, a panel per objective."
     objectives = [*dict.fromkeys(sweep.objective for sweep in sweeps)]
