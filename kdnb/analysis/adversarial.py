@@ -14,8 +14,8 @@ from .layers import look
 from .small import plain
 from ..data.images import Images
 from ..experiments.hakd import HAKD
-from ..parameters import counted, words
-from ..registry import InputError, brief, literal
+from ..parameters import words
+from ..registry import InputError, brief, literal, whole
 from ..sources import Later
 from ..style import STYLE
 
@@ -119,7 +119,7 @@ class Attacks(HAKD):
         super().check_words()
         check_both(self)
         strengths_of(self.strengths)
-        counted("count", self.count)
+        whole("count", self.count)
 
 # %% ../../nbs/analysis/78_adversarial.ipynb #c23
 def draw_kept(ax, frame, name: str):

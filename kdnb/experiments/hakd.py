@@ -290,6 +290,7 @@ LOSS_CHOICES = [
      "paper, appendix; Liu et al. 2022 compare the values, too"),
     ("hint", "second pair of stages through a trained regressor",
      "not stated; official code (RepDistiller)"),
+    ("placebo", "norm at weight 1 and cosine at weight 2 are one loss", "ours"),
     ("other rows", "the student alone, kd, each part alone, and every loss from both teachers",
      "ours: without them loss and teacher change together")]
 

@@ -97,8 +97,9 @@ def test_another_division_of_all_images_is_told_and_is_the_whole_data_set():
 def test_what_is_held_out_tells_sections_and_measures_apart_and_stays_comparable():
     p = asked(CRDBenchmark, "ckd_table1", validation=0, teachers=1)
     assert p.plans[0].changes == {"validation": 0, "teachers": 1} and asked(CRDBenchmark, "ckd_table1", validation=100).changes == {"validation": 100}
-    def compares(changes): return comparable(SimpleNamespace(preset="paper", changes=changes, note="", role="student"))
-    assert [compares(text) for text in ("", "teachers 1, validation 0", "validation 0", "validation 100", "lr 0.1, validation 0", "teachers 2")] == [True, True, True, False, False, False]
+    def compares(changes, held=0): return comparable(SimpleNamespace(preset="paper", changes=changes, note="", role="student", sizes=f"900/{held}/100"))
+    assert [compares(text) for text in ("", "teachers 1, validation 0", "validation 0", "lr 0.1, validation 0", "teachers 2")] == [True, True, True, False, True]
+    assert not compares("", 100) and not compares("validation 100", 100)
 
 
 # ---- rates

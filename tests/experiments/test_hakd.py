@@ -21,7 +21,7 @@ from kdnb.engine.learner import Learner
 from kdnb.engine.run import Entry, Phase, Plan, Run, weighted
 from kdnb.engine.frozen import frozen
 from kdnb.engine.train import Teachers, train_epoch, views_for
-from kdnb.experiments.experiment import paper_numbers
+from kdnb.experiments.experiment import PLACEBO, paper_numbers
 from kdnb.experiments.hakd import HAKD, PAPER, PRESETS, shown
 from kdnb.losses.pca_gl import Neighbourhoods, coins
 from kdnb.models.pretrained import Adapted, Expected, expected, network
@@ -204,10 +204,10 @@ def test_what_differs_between_rows_is_loss_and_teacher_alone(tmp_path):
     p = asked(tmp_path, corruption="occluded", preset="fast", seeds=1)
     student, vit, cnn = (p.nets[role] for role in ("student", "transformer", "cnn"))
     runs = [run for run in p.runs if run.net == student]
-    assert len({(r.phases, r.data, r.precision, r.seed) for r in runs}) == 1 and len(runs) == 9
+    assert len({(r.phases, r.data, r.precision, r.seed) for r in runs}) == 1 and len(runs) == 13
     assert {r.teacher.net for r in runs if r.terms} == {vit, cnn}
     by_teacher = {t: {r.method for r in runs if r.terms and r.teacher.net == t} for t in (vit, cnn)}
-    assert by_teacher[vit] == by_teacher[cnn] == {"pca_gl", "fitnet", "kd"}
+    assert by_teacher[vit] == by_teacher[cnn] == {"pca_gl", "fitnet", "kd", *PLACEBO}
     refused = {row.spec: p.refused(row, (cnn, student), p.images) for row in p.rows}
     assert "needs a transformer" in refused["pca_gl"] and not refused["pca_gl@part=gl"]
     weights = {e.row: e.run.cross_entropy for e in asked(tmp_path, corruption="none", loss="kd,hint+kd").plans[0].entries}
@@ -217,7 +217,7 @@ def test_what_differs_between_rows_is_loss_and_teacher_alone(tmp_path):
 def test_both_pairs_have_every_row(tmp_path):
     entries = asked(tmp_path, corruption="none").plans[0].entries
     found = {net: [e.row for e in entries if e.teacher == net] for net in ("vit_tiny_4", "wrn_16_2")}
-    assert found == {"vit_tiny_4": ["teacher", "student", *TABLE.rows], "wrn_16_2": ["teacher", "student", "pca_gl@part=gl", "hint", "kd"]}
+    assert found == {"vit_tiny_4": ["teacher", "student", *TABLE.rows], "wrn_16_2": ["teacher", "student", "pca_gl@part=gl", "hint", "kd", *PLACEBO]}
     assert len({e.run.key for e in entries if e.row == "student"}) == 1
 
 
