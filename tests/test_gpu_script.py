@@ -1,11 +1,14 @@
 "The script for a GPU that is there for minutes: what is finished is kept and not done again, and what is not is told."
 import json
 import runpy
+import signal
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1]/"tools/gpu.py"
 PLAIN = "import sys\nsys.modules |= {name: None for name in ('IPython', 'papermill', 'platformdirs', 'nbdev')}\n"  # as where none is installed
@@ -27,10 +30,13 @@ def test_checks_are_made_once_and_kept(tmp_path):
     assert code == 0 and "162" not in said and again == diary
 
 
-def test_a_job_is_stopped_when_its_time_is_over(tmp_path):
+@pytest.mark.parametrize("interrupts", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_job_is_stopped_when_its_time_is_over(tmp_path, interrupts):
     script = runpy.run_path(str(SCRIPT))
     diary = script["Diary"](tmp_path, None)
-    script["attempt"]("endless", lambda: time.sleep(600), diary, time.monotonic() + 0.2)
+    before = signal.signal(signal.SIGINT, interrupts)
+    try: script["attempt"]("endless", lambda: time.sleep(60), diary, time.monotonic() + 0.2)
+    finally: assert signal.signal(signal.SIGINT, before) == interrupts
     assert json.loads((tmp_path/"done.json").read_text())["endless"]["gave"] == "out of time" and not diary.done("endless")
 
 

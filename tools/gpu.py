@@ -241,12 +241,15 @@ def unpacked(have: Path, store: Path):
 @contextmanager
 def stopped_at(deadline: float):
     "Interrupts what is done at a time, as Ctrl-C would: a table writes its checkpoint first."
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as in a shell's background
+    if ignored: signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     signal.setitimer(signal.ITIMER_REAL, max(0.1, deadline - time.monotonic()), 20)  # once more, should a checkpoint take longer
     try: yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if ignored: signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def jobs(given: argparse.Namespace, device, store: Path) -> dict:
