@@ -88,8 +88,7 @@ def words(name: str, value) -> list[str]:
     raise InputError(f"{name}={brief(value)} is not a word or several words joined by commas.")
 
 # %% ../nbs/35_parameters.ipynb #c27
-MOST = {"seeds": 1000, "epochs": 100_000, "batch": 1_000_000, "evaluations": 100_000,
-        "count": 256}
+MOST = {"seeds": 1000, "epochs": 100_000, "batch": 1_000_000, "evaluations": 100_000}
 
 # %% ../nbs/35_parameters.ipynb #c28
 def counted(
@@ -166,7 +165,7 @@ def ways(name: str, value) -> dict:
     fields = {}
     for way, options in found:
         if (way, list(options)) == ("streams", ["count"]) and way not in fields:
-            fields[way] = counted("count", options["count"], 2)
+            fields[way] = counted("count", options["count"], 2, 256)
         elif way in ("compiled", "graphs", "tf32") and not options: fields[way] = True
         elif found != [("plain", {})]: raise wrong
     return fields

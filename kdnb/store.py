@@ -280,7 +280,7 @@ def out_of_reach(path: Path, error: Exception) -> InputError | None:
     return InputError(f"{path} cannot be read: {os.strerror(number)}. "
                       "Nothing is lost; try again when it is within reach.")
 
-
+# %% ../nbs/30_store.ipynb #c44
 def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict, str]:
     "Reads tensors, description and digest; `InputError` if `write_tensors` did not write the file."
     try:
@@ -298,7 +298,7 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict, str]:
                          "Delete it to have it made again.")
     return tensors, about, mark
 
-# %% ../nbs/30_store.ipynb #c46
+# %% ../nbs/30_store.ipynb #c47
 def unlike(tensors: dict[str, "Tensor"], own: dict[str, "Tensor"]) -> str:
     "Tells how tensors differ from those they are to replace, in names, shapes or types; else \"\"."
     for name in sorted(tensors.keys() ^ own.keys()):
@@ -308,7 +308,7 @@ def unlike(tensors: dict[str, "Tensor"], own: dict[str, "Tensor"]) -> str:
             return f"{name} is {list(t.shape)} of {t.dtype}, not {list(own[name].shape)}"
     return ""
 
-# %% ../nbs/30_store.ipynb #c49
+# %% ../nbs/30_store.ipynb #c50
 def packed(
     predicted: np.ndarray,  # class of each test image, whole numbers `[n]`
     classes: int,
@@ -318,7 +318,7 @@ def packed(
     text = base64.b64encode(zlib.compress(small.tobytes(), 9)).decode()
     return {"classes": classes, "images": len(small), "zlib": text}
 
-# %% ../nbs/30_store.ipynb #c51
+# %% ../nbs/30_store.ipynb #c52
 def predictions(record: dict) -> np.ndarray | None:
     "Gives the predicted class of every test image, int `[n]`, of a result; None where it diverged."
     kept = record["predictions"]
@@ -331,7 +331,7 @@ def predictions(record: dict) -> np.ndarray | None:
     raise InputError(f"{record.get('key', 'a result')} does not hold a class for every test image. "
                      "Delete it to have it made again.")
 
-# %% ../nbs/30_store.ipynb #c54
+# %% ../nbs/30_store.ipynb #c55
 SCHEMA = 2
 REMEDY = "Delete it, or move it away, to have it made again."
 
@@ -344,7 +344,7 @@ def sealed(record: dict) -> bytes:
         raise InputError(f"the record {record.get('key', '')} is not written: {e}.") from None
     return (text + "\n").encode()
 
-# %% ../nbs/30_store.ipynb #c56
+# %% ../nbs/30_store.ipynb #c57
 def read_record(path: Path, what: str, fields: set[str]) -> dict:
     "Reads a record that has these fields; `InputError` where damaged, altered or of another format."
     try: record = read_json(path.read_text(encoding="utf-8"))
@@ -360,7 +360,7 @@ def read_record(path: Path, what: str, fields: set[str]) -> dict:
         raise InputError(f"{path} was altered after it was written. {REMEDY}")
     return record
 
-# %% ../nbs/30_store.ipynb #c59
+# %% ../nbs/30_store.ipynb #c60
 keys = Registry("key", "kdnb.engine.run")
 
 
@@ -369,7 +369,7 @@ def key_fits(record: dict) -> bool:
     try: return record["key"] == keys.get("run")(record["config"])
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError): return False
 
-# %% ../nbs/30_store.ipynb #c63
+# %% ../nbs/30_store.ipynb #c64
 def are_numbers(scores) -> bool:
     "Tells whether scores are finite numbers by name of the score and of the epoch."
     return isinstance(scores, dict) and all(
@@ -387,14 +387,14 @@ def fault(record: dict, path: Path) -> str:
         return "does not hold a class for every test image"
     return ""
 
-# %% ../nbs/30_store.ipynb #c65
+# %% ../nbs/30_store.ipynb #c66
 def read_result(path: Path) -> dict:
     "Reads a result's record; `InputError` where it is not one or not that of its name."
     record = read_record(path, "result", {"key", "config", "scores"})
     if said := fault(record, path): raise InputError(f"{path} {said}. {REMEDY}")
     return record
 
-# %% ../nbs/30_store.ipynb #c68
+# %% ../nbs/30_store.ipynb #c69
 def plan_name(plan: dict) -> str:
     "Gives the name of a plan's file."
     said = {k: v for k, v in plan.items() if k not in ("schema", "digest", "recorded")}
@@ -409,7 +409,7 @@ def read_plan(path: Path) -> dict:
     if sound and path.name == plan_name(plan): return plan
     raise InputError(f"{path} is not the plan of its name. {REMEDY}")
 
-# %% ../nbs/30_store.ipynb #c71
+# %% ../nbs/30_store.ipynb #c72
 ROOT = Path(kdnb.__file__).resolve().parents[1]
 
 
@@ -418,7 +418,7 @@ def shown(path: Path) -> str:
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
-# %% ../nbs/30_store.ipynb #c74
+# %% ../nbs/30_store.ipynb #c75
 class Store:
     "Results, plans, weights and checkpoints in one folder, which is made when it is first written."
     def __init__(self,

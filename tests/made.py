@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from kdnb.data.files import read_folders
+from kdnb.data.files import data_sets, read_folders
 from kdnb.data.sets.cifar import read_batches
 from kdnb.data.sets.fashion_mnist import read_idx_pair
 from kdnb.data.sets.stl10 import read_stl10
@@ -33,6 +33,14 @@ def write_shards(root, source, train, test, **options):
     "Writes training and test pairs as one parquet shard each, where `shards` finds them."
     for part, pair in (("train", train), (source.tested[0], test)):
         write_shard(root/source.name/f"{part}-00000-of-00001.parquet", *pair, **{"label": source.labels[0], **options})
+
+
+def write_levels(root, train, test):
+    "Writes so many training and test images as CIFAR-10's shards: noise whose level is that of its class."
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, train + test)
+    x = np.clip(rng.normal(128, 30, (len(y), 3, 32, 32)) + 8 * y[:, None, None, None], 0, 255).astype(np.uint8)
+    write_shards(root, data_sets.build("cifar10"), (x[:train], y[:train]), (x[train:], y[train:]), encoding="webp")
 
 
 def write_batches(folder, source, names, x, y):

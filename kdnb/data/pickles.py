@@ -90,7 +90,7 @@ def unsigned(data: bytes) -> int:
     "Reads a number without a sign, lowest byte first."
     return int.from_bytes(data, "little")
 
-
+# %% ../../nbs/data/05_pickles.ipynb #c18
 def fixed(n: int, read):
     "Makes the step that pushes a value of so many bytes."
     def step(machine):
@@ -109,7 +109,7 @@ def counted(n: int, read):
         machine.stack.append(read(machine.data[start:machine.at]))
     return step
 
-# %% ../../nbs/data/05_pickles.ipynb #c18
+# %% ../../nbs/data/05_pickles.ipynb #c20
 def signed(data: bytes) -> int:
     "Reads a number with a sign, lowest byte first; `ValueError` for one of more than eight bytes."
     if len(data) > 8: raise ValueError("a number in it is too large")
@@ -125,7 +125,7 @@ def utf8(data: bytes) -> str:
     "Reads text as Python writes it."
     return data.decode("utf-8", "surrogatepass")
 
-# %% ../../nbs/data/05_pickles.ipynb #c19
+# %% ../../nbs/data/05_pickles.ipynb #c21
 for code, value in {b"N": None, b"\x88": True, b"\x89": False, b")": ()}.items():
     STEPS[code[0]] = lambda machine, value=value: machine.stack.append(value)
 for code, make in {b"]": list, b"}": dict}.items():
@@ -137,7 +137,7 @@ for code, n, read in ((b"\x8a", 1, signed), (b"U", 1, bytes), (b"T", 4, bytes), 
                       (b"\x8c", 1, utf8), (b"X", 4, utf8), (b"\x8d", 8, utf8)):
     STEPS[code[0]] = counted(n, read)
 
-# %% ../../nbs/data/05_pickles.ipynb #c22
+# %% ../../nbs/data/05_pickles.ipynb #c24
 def step(code: bytes):
     "Decorator that files what an instruction does."
     def add(function):
@@ -162,7 +162,7 @@ for code, n in ((b"\x85", 1), (b"\x86", 2), (b"\x87", 3)):
     STEPS[code[0]] = lambda machine, n=n: machine.stack.append(
         tuple([machine.pop() for _ in range(n)][::-1]))
 
-# %% ../../nbs/data/05_pickles.ipynb #c24
+# %% ../../nbs/data/05_pickles.ipynb #c26
 @step(b"a")
 def append(machine):
     "Adds a value to a list."
@@ -179,7 +179,7 @@ def fill_list(machine, values: list):
     "Adds values to the list that is last on the stack."
     machine.last(list).extend(values)
 
-# %% ../../nbs/data/05_pickles.ipynb #c25
+# %% ../../nbs/data/05_pickles.ipynb #c27
 @step(b"s")
 def set_one(machine):
     "Adds a key and a value to a dictionary."
@@ -201,7 +201,7 @@ def fill_dict(machine, values: list):
         if key in found: raise ValueError(f"it has {quoted(key)} twice")
         found[key] = value
 
-# %% ../../nbs/data/05_pickles.ipynb #c28
+# %% ../../nbs/data/05_pickles.ipynb #c30
 def remember(machine, number: int):
     "Remembers the last value under a number."
     if not machine.stack: raise ValueError("it takes more values than it has")
@@ -218,7 +218,7 @@ for code, act, n in ((b"q", remember, 1), (b"r", remember, 4), (b"h", recall, 1)
     STEPS[code[0]] = lambda machine, act=act, n=n: act(machine, unsigned(machine.take(n)))
 STEPS[b"\x94"[0]] = lambda machine: remember(machine, len(machine.memo))
 
-# %% ../../nbs/data/05_pickles.ipynb #c31
+# %% ../../nbs/data/05_pickles.ipynb #c33
 def ask(machine, name: str):
     "Pushes a record of what a pickle asks for; `ValueError` for anything that arrays do not need."
     if name not in NAMES: raise ValueError(f"it asks for {quoted(name)}")
@@ -237,7 +237,7 @@ def named_by_texts(machine):
     name, module = text(machine.pop()), text(machine.pop())
     ask(machine, f"{module}.{name}")
 
-# %% ../../nbs/data/05_pickles.ipynb #c32
+# %% ../../nbs/data/05_pickles.ipynb #c34
 @step(b"R")
 def call(machine):
     "Writes down what a function would be called with."
@@ -254,7 +254,7 @@ def fill(machine):
     if record.state is not None: raise ValueError("it fills an object twice")
     record.state = state
 
-# %% ../../nbs/data/05_pickles.ipynb #c35
+# %% ../../nbs/data/05_pickles.ipynb #c37
 INSTRUCTIONS, STOP = 1_000_000, ord(".")
 
 
@@ -279,7 +279,7 @@ def read_pickle(data: bytes):
         STEPS[code](machine)
     raise ValueError(f"it has more than {INSTRUCTIONS} instructions")
 
-# %% ../../nbs/data/05_pickles.ipynb #c38
+# %% ../../nbs/data/05_pickles.ipynb #c40
 def raw(value) -> bytes:
     "Gives the bytes of an array."
     if isinstance(value, Record) and value.name == "_codecs.encode" and value.given:
@@ -298,7 +298,7 @@ def whole_type(value) -> np.dtype:
         raise ValueError(f"it has numbers of type {quoted(code)} instead of whole ones")
     return np.dtype(order.replace("|", "<") + code)
 
-# %% ../../nbs/data/05_pickles.ipynb #c40
+# %% ../../nbs/data/05_pickles.ipynb #c42
 def described(value) -> tuple:
     "Gives shape, type, whether columns come first, and bytes of an array's record."
     if isinstance(value, Record):

@@ -436,9 +436,9 @@ class Experiment(Parameters):
         return range(self.FIRST, self.FIRST + n)
 
     def taught_by(self, seed: int) -> int:
-        "The seed of the teacher of a student: its own, unless there are fewer teachers."
-        first = self.all_seeds[0]
-        return seed if self.teachers is None else first + (seed - first) % self.teachers
+        "The seed of the teacher of a student: its own, or of the first few where there are fewer."
+        if self.teachers is None: return seed
+        return (seed - self.FIRST) % self.teachers
 
     @property
     def computes_in(self) -> str:
@@ -763,8 +763,8 @@ def seed_choices(p: Experiment) -> list[tuple[str, str, str]]:
     "Gives the choice of seeds."
     n = len(p.all_seeds)
     seeds = f"{n} seed" + "s" * (n != 1)
-    teacher = "seed k" if p.teachers is None else f"seed k modulo {p.teachers}"
-    if p.teachers == 1: teacher = f"seed {p.all_seeds[0]}, as all do"
+    teacher = "seed k" if p.teachers is None else f"a seed from 0 to {p.teachers - 1}, in turns"
+    if p.teachers == 1: teacher = "seed 0, as all do"
     start = f" from {p.FIRST} on" if p.FIRST else ""
     return [("seeds", f"{seeds}{start}; the student of seed k learns from the teacher of {teacher}; one "
              "seed, one initialisation, order and view for every loss",

@@ -29,9 +29,9 @@ if TYPE_CHECKING: import pandas as pd
 plt = Later("matplotlib.pyplot")
 
 # %% auto #0
-__all__ = ['plt', 'STEP', 'TIED', 'HEAT', 'EXPERIMENTS', 'RULE', 'weight_at', 'best_step', 'is_bracketed', 'next_steps',
-           'with_weight', 'heated', 'Swept', 'SweptLee2025', 'SweptCRD', 'validated', 'accuracies', 'Sweep',
-           'tuned_rows', 'untied', 'Tuning', 'readable', 'tuned_text', 'figure_tried', 'draw_sweep']
+__all__ = ['plt', 'STEP', 'HEAT', 'EXPERIMENTS', 'RULE', 'weight_at', 'best_step', 'is_bracketed', 'next_steps', 'with_weight',
+           'heated', 'Swept', 'SweptLee2025', 'SweptCRD', 'validated', 'accuracies', 'Sweep', 'tuned_rows', 'untied',
+           'Tuning', 'readable', 'tuned_text', 'figure_tried', 'draw_sweep']
 
 # %% ../../nbs/experiments/70_tuning.ipynb #c4
 STEP = 3.0
@@ -61,8 +61,7 @@ def next_steps(tried: dict[int, float], most: int) -> list[int]:
     return [max(tried) + 1] if best == max(tried) and tried[best] > -math.inf else [min(tried) - 1]
 
 # %% ../../nbs/experiments/70_tuning.ipynb #c10
-TIED = {"cosine": ("norm", 2.0)}  # a row that has another's weight, times this
-HEAT = ("T", "tau")               # what temperatures are called
+HEAT = ("T", "tau")  # what temperatures are called
 
 
 def with_weight(spec: str, weight: float) -> str:
@@ -91,10 +90,6 @@ class Swept:
     def entries(self, images) -> list[Entry]:
         return [entry for entry in super().entries(images) if entry.role != "student"]
 
-    def taught_by(self, seed: int) -> int:
-        "The seed of the teacher of a student; where one teaches all of a table, it is that one."
-        return super().taught_by(seed) - (self.FIRST if self.teachers else 0)
-
     def tuned(self, pair, images) -> dict: return {}
 
     def untuned(self, images) -> str: return ""
@@ -103,14 +98,14 @@ class Swept:
 class SweptLee2025(Swept, Lee2025):
     "A sweep of lee2025."
 
-
+# %% ../../nbs/experiments/70_tuning.ipynb #c15
 class SweptCRD(Swept, CRDBenchmark):
     "A sweep of the CRD benchmark."
 
 
 EXPERIMENTS = {"lee2025": SweptLee2025, "crd": SweptCRD}
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c19
+# %% ../../nbs/experiments/70_tuning.ipynb #c20
 def validated(record: dict) -> float:
     "Gives a result's accuracy on validation images at its last epoch; minus infinity if it diverged."
     if record["outcome"] != "finished": return -math.inf
@@ -125,7 +120,7 @@ def accuracies(p: Experiment, results: dict[str, dict]) -> dict[str, float]:
             found.setdefault(entry.row, []).append(validated(results[entry.run.key]))
     return {row: float(np.mean(values)) for row, values in found.items()}
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c22
+# %% ../../nbs/experiments/70_tuning.ipynb #c23
 @dataclass
 class Sweep:
     "A row at one temperature, taught by teachers of one objective."
@@ -152,7 +147,7 @@ class Sweep:
         return "; ".join(f"{weight_at(self.centre, step):g}: {self.tried[step]:.2f}"
                          for step in sorted(self.tried))
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c24
+# %% ../../nbs/experiments/70_tuning.ipynb #c25
 def tuned_rows(sweeps: list[Sweep], seeds: int, images: str) -> list[Tuned]:
     "Gives the best of the sweeps of each row and objective."
     found = {}
@@ -165,16 +160,16 @@ def tuned_rows(sweeps: list[Sweep], seeds: int, images: str) -> list[Tuned]:
                   " | ".join(text(o) for o in sweeps if (o.row, o.objective) == (s.row, s.objective)))
             for s in found.values() if s.best > -math.inf]
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c27
+# %% ../../nbs/experiments/70_tuning.ipynb #c28
 def untied(rows: list[Tuned], asked: list[str]) -> list[Tuned]:
     "Gives what was found for the rows that were asked for, those that have another's weight included."
     found = [row for row in rows if row.row in asked]
-    for name, (source, times) in TIED.items():
+    for name, (source, times) in Experiment.TWINS.items():
         found += [replace(row, row=name, weight=times * row.weight, tried=f"as {source}: {row.tried}")
                   for row in rows if row.row == source and name in asked]
     return found
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c30
+# %% ../../nbs/experiments/70_tuning.ipynb #c31
 @dataclass(frozen=True, kw_only=True)
 class Tuning(Parameters):
     "Weights to be tuned, as they were asked for."
@@ -238,7 +233,7 @@ class Tuning(Parameters):
     @property
     def specs(self) -> list[tuple[str, str, str]]:
         "The rows that are swept: as asked for, at a temperature, and this."
-        names = dict.fromkeys(TIED.get(row.spec, (row.spec,))[0] for row in self.rows)
+        names = dict.fromkeys(Experiment.TWINS.get(row.spec, (row.spec,))[0] for row in self.rows)
         return [(spec, *one) for spec in names for one in heated(named(spec), self.degrees)]
 
     @cached_property
@@ -329,7 +324,7 @@ class Tuning(Parameters):
         except NotWritten as error: return f"Nothing was written: {error}"
         return f"Tables of this setting now use these weights: {shown(path)}"
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c32
+# %% ../../nbs/experiments/70_tuning.ipynb #c33
 def readable(rows: list[Tuned]) -> pd.DataFrame:
     "Gives what was tuned as it is printed."
     import pandas as pd
@@ -338,7 +333,7 @@ def readable(rows: list[Tuned]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["row", "teacher's objective", "weight", "temperature",
                                         "validation accuracy", "bracketed", "all that were tried"])
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c34
+# %% ../../nbs/experiments/70_tuning.ipynb #c35
 RULE = ("Weights of losses, each chosen by the accuracy on validation images at the last epoch, with "
         "seeds that no table reports. *Bracketed*: a smaller and a larger weight did worse; a grid "
         "whose edge is best is extended. No test image had a part in this.")
@@ -357,7 +352,7 @@ def tuned_text(folder: Path, store: Store) -> str:
     choices = settings_text(store.plans(folder.name))
     return "\n\n".join(text + ["## Settings", choices] * bool(choices)) + "\n"
 
-# %% ../../nbs/experiments/70_tuning.ipynb #c36
+# %% ../../nbs/experiments/70_tuning.ipynb #c37
 def figure_tried(sweeps: list[Sweep]):
     "Draws the validation accuracy of each row over its weights, a panel per objective."
     objectives = [*dict.fromkeys(sweep.objective for sweep in sweeps)]

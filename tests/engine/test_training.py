@@ -109,8 +109,6 @@ def test_a_warm_up_weighs_less_at_first():
     assert [rising.at(e) for e in (0, 1, 3, 9)] == [0.5, 1.0, 2.0, 2.0] and Weighted("mse", 2.0).at(0) == 2.0
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT",
-                    reason="where the processor has no vector instructions, torch's compiler writes code that does not compile")
 def test_a_compiled_network_learns_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path/"inductor"))  # code kept by another processor would be run
     run = student(net="resnet8", phases=(replace(PHASE, epochs=1),))

@@ -2,7 +2,6 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,7 +15,7 @@ from kdnb.experiments.crd_benchmark import CRDBenchmark
 from kdnb.experiments.hakd import HAKD
 from kdnb.experiments.lee2025 import Lee2025
 from kdnb.registry import InputError
-from made import write_shard
+from made import write_levels
 from notebooks import TABLES, experiment_of, papermill
 
 NAMES = sorted(path.stem for path in TABLES.glob("*.ipynb") if not path.stem.startswith("_") and path.stem not in ("claims", "weights"))
@@ -167,11 +166,7 @@ def test_the_size_of_images_is_in_name_fingerprint_and_key(noise):
 # ---- as a user runs it
 
 def test_a_fair_table_is_trained_and_says_what_it_is(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 10, 400)
-    x = np.clip(rng.normal(128, 30, (400, 3, 32, 32)) + 8 * y[:, None, None, None], 0, 255).astype(np.uint8)
-    write_shard(tmp_path/"data/cifar10/train-00000-of-00001.parquet", x[:300], y[:300], encoding="webp")
-    write_shard(tmp_path/"data/cifar10/test-00000-of-00001.parquet", x[300:], y[300:], encoding="webp")
+    write_levels(tmp_path/"data", 300, 100)
     monkeypatch.setenv("KDNB_DATA", str(tmp_path/"data"))
     code, output = papermill(tmp_path, "cifar10_supcon", data="cifar10", loss="mse", teacher="ce", epochs=1, seeds=3, batch=32, device="cpu", reports="r",
                              size=16, validation=0, teachers=1, lr=0.02, weight_decay=0.001)

@@ -7,13 +7,12 @@ import subprocess
 import sys
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 
 from kdnb.experiments.lee2025 import Lee2025
 from kdnb.registry import InputError, losses
-from made import write_shard
+from made import write_levels
 from notebooks import TABLES, experiment_of, papermill
 
 NAME = "cifar10_supcon"
@@ -124,11 +123,7 @@ def test_an_unknown_parameter_stops_papermill(tmp_path):
 
 
 def test_cifar10_images_are_really_trained_on(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 10, 300)
-    x = np.clip(rng.normal(128, 30, (300, 3, 32, 32)) + 8 * y[:, None, None, None], 0, 255).astype(np.uint8)
-    write_shard(tmp_path/"data/cifar10/train-00000-of-00001.parquet", x[:200], y[:200], encoding="webp")
-    write_shard(tmp_path/"data/cifar10/test-00000-of-00001.parquet", x[200:], y[200:], encoding="webp")
+    write_levels(tmp_path/"data", 200, 100)
     monkeypatch.setenv("KDNB_DATA", str(tmp_path/"data"))
     code, output = papermill(tmp_path, NAME, loss="supcon", teacher="ce", **TINY | {"data": "cifar10"})
     assert code == 0, output[-3000:]

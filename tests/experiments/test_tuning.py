@@ -14,7 +14,7 @@ from kdnb.experiments.crd_benchmark import CRDBenchmark
 from kdnb.experiments.hakd import HAKD
 from kdnb.experiments.lee2025 import Lee2025
 from kdnb.experiments.tuned import FOLDER, Setting, Tuned, read_tuned, tuned_csv
-from kdnb.experiments.tuning import Sweep, Tuning, best_step, is_bracketed, next_steps, tuned_rows, untied, validated, weight_at
+from kdnb.experiments.tuning import Sweep, SweptLee2025, Tuning, best_step, is_bracketed, next_steps, tuned_rows, untied, validated, weight_at
 from kdnb.parameters import MOST
 from kdnb.publish import publish
 from kdnb.registry import InputError
@@ -267,3 +267,12 @@ def test_networks_of_lee2025_may_be_others(tmp_path):
 def test_a_wrong_value_is_one_sentence(tmp_path, given, says):
     with pytest.raises(InputError) as caught: tuning(tmp_path/"r", **given).train()
     assert says in str(caught.value) and "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_the_one_teacher_of_a_table_teaches_its_sweep_and_is_named():
+    asked = {"table": experiment_of("weights")[1], "data": "digits", "device": "cpu", "loss": "mse", "teacher": "ce", "seeds": 2, "teachers": 1}
+    swept, table = SweptLee2025(**asked), Lee2025(**asked)
+    taught = {run.root for run in swept.runs if run.terms}
+    assert taught == {run.root for run in table.runs if run.terms} and {run.seed for run in taught} == {0}
+    assert not {run.seed for run in swept.runs if run.terms} & {run.seed for run in table.runs if run.terms}
+    for p in (swept, table): assert "from the teacher of seed 0, as all do" in str(p.plans[0].settings)
