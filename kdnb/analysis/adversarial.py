@@ -130,7 +130,7 @@ def draw_kept(ax, frame, name: str):
         mean = part[part.method == method].groupby("place", sort=False).value.mean()
         style = look(method, 0 if method in BASES else taught.index(method))
         ax.plot(range(len(mean)), 100 * mean, ms=4, label=method, **style)
-    ax.set(title=name, xlabel="largest change of a pixel, 1/255", ylim=(-3, 103))
+    ax.set(title=name, ylim=(-3, 103))
     marks = [place.removeprefix("eps ").removesuffix("/255") for place in part.place.unique()]
     ax.set_xticks(range(len(marks)), marks)
 
@@ -143,6 +143,7 @@ def figure_attacks(rows: list[dict], title: str):
         fig, axes = plt.subplots(1, len(ATTACKS), figsize=(7, 3.4), sharey=True)
         for ax, name in zip(axes, ATTACKS): draw_kept(ax, frame, name)
         axes[0].set(ylabel="still right (%)")
+        axes[len(axes) // 2].set(xlabel="largest change of a pixel, 1/255")
         fig.suptitle(title, fontsize=9)
         fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3)
     return fig

@@ -48,8 +48,9 @@ def placed(part: pd.DataFrame, layout: Layout) -> list[tuple]:
 def wrapped(label: str, width: int = 26) -> str:
     """Gives a label on as many lines as it needs; options and losses are not torn apart, and a
     dollar begins no formula."""
-    lines = textwrap.wrap(re.sub(r"(?<=\S)([@+])", r" \1", label), width)
-    return "\n".join(re.sub(r" ([@+])", r"\1", line) for line in lines).replace("$", r"\$")
+    marked = re.sub(r"(?<=\S)([@+])", "\v\\1", " ".join(label.split()))
+    lines = textwrap.wrap(marked, width, replace_whitespace=False)
+    return "\n".join(lines).replace("\v", "").replace("$", r"\$")
 
 # %% ../../nbs/report/35_looks.ipynb #c14
 def lined(ax, part: pd.DataFrame, fig):
